@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * qp.h - an NVMe submission and completion queue pair, from the host's side.
+ *
+ * Three kinds of memory, kept apart by who may write them:
+ *
+ *   rings (SQ, CQ) and PRP list pages   DMA-mapped; the device writes them, so nothing that is
+ *                                       read from there is believed before it was checked
+ *   struct udrv_qp_shared               a sealed memfd of its own, not mapped for DMA: what a
+ *                                       successor process needs to go on (no pointers, offsets
+ *                                       only); the device cannot reach it
+ *   struct udrv_qp                      this process's pointers and limits
+ *
+ * One owner at a time: every entry point takes `owner` by an atomic exchange and returns
+ * -UDRV_EBUSY to a second caller instead of waiting. After fork() every entry point of the child
+ * returns -UDRV_EFORKED.
+ *
+ * post and ring are separate: udrv_qp_submit() posts a whole batch, then rings once.
+ *
+ * No function here allocates or makes a system call (clock_gettime() where there is no usable
+ * counter register is the one exception, see clock.h).
+ */
+#ifndef UDRV_QP_H
+#define UDRV_QP_H
+
+#include <udrv/clock.h>
+#include <udrv/compiler.h>
+#include <udrv/nvme.h>
+
+/* Errors, returned negated. Above the errno range, so that neither is taken for the other. */
+enum udrv_qp_error {
+	UDRV_EBUSY = 4001,	/* another thread is inside this queue pair */
+	UDRV_EFORKED,		/* the queue pair belongs to the parent process */
+	UDRV_ECLOSED,		/* the queue pair was closed, or its device is gone */
+	UDRV_EFULL,		/* no free tracker */
+	UDRV_EOPCODE,		/* the batch path carries read, write and flush only */
+	UDRV_ERANGE,		/* blocks outside of the namespace, or none */
+	UDRV_ESIZE,		/* more than one command may transfer */
+	UDRV_EBUFFER,		/* data outside of the buffer */
+	UDRV_EALIGN,		/* data address is not a multiple of 4 */
+	UDRV_EINVAL,		/* an index or a count outside of its structure */
+};
+
+enum udrv_tracker_state {
+	UDRV_TRACKER_FREE = 0,
+	UDRV_TRACKER_INFLIGHT = 1,
+	/*
+	 * Given up by its owner, but the device may still write the data: neither the id nor the
+	 * buffer is used again until there is proof that the device let go of both.
+	 */
+	UDRV_TRACKER_QUARANTINE = 2,
+};
+
+/* One command in flight; its index is the command id (CID). */
+struct udrv_tracker {
+	uint64_t user_data;
+	uint64_t slba;
+	uint64_t submit_ticks;	/* of the doorbell write */
+	uint64_t pool_offset;	/* first data byte, as an offset in pool `pool_id` */
+	uint32_t len;		/* data bytes */
+	uint32_t nsid;
+	uint32_t pool_id;
+	uint16_t slot;		/* whose buffer it is, see udrv_qp_slot_inflight() */
+	uint8_t opcode;
+	uint8_t state;		/* enum udrv_tracker_state */
+	uint64_t __reserved[2];
+};
+static_assert(sizeof(struct udrv_tracker) == UDRV_CACHELINE, "a tracker is a cache line");
+
+#define UDRV_QP_MAGIC 0x31505144u	/* "DQP1" */
+#define UDRV_QP_ABI 1u
+
+/* Counters of what a device must not do; each event is counted, none indexes memory. */
+struct udrv_qp_anomalies {
+	uint64_t bad_cid;	/* completion with a command id that was never given out */
+	uint64_t duplicate;	/* completion for a command that is not in flight */
+	uint64_t bad_sqid;	/* completion that names another submission queue */
+	uint64_t late;		/* completion of a command in quarantine: its proof of release */
+};
+
+/*
+ * All state of a queue pair that must survive its process. Trackers, the stack of free command
+ * ids and the SQ slot -> CID table follow at the offsets named here.
+ */
+struct udrv_qp_shared {
+	uint32_t magic;
+	uint32_t abi;
+	uint64_t epoch;
+	uint16_t qid;
+	uint16_t entries;	/* of both rings */
+	uint16_t nr_trackers;	/* entries - 1: a full ring is never reached */
+	uint16_t __reserved0;
+	uint32_t trackers_offset;
+	uint32_t free_offset;
+	uint32_t slot_cid_offset;
+	uint32_t size;
+	uint64_t __reserved1[2];
+
+	/* submission side */
+	uint32_t sq_posted __cacheline_aligned;	/* next SQ slot to fill */
+	uint32_t sq_rung;		/* tail that the device was told */
+	uint32_t nr_free;
+	uint32_t __reserved2;
+	uint64_t submitted;		/* commands posted since creation */
+	uint64_t sq_doorbells;		/* doorbell writes */
+
+	/* completion side */
+	uint32_t cq_head __cacheline_aligned;	/* next CQ slot to look at */
+	uint32_t cq_rung;		/* head that the device was told */
+	uint32_t cq_phase;
+	uint32_t __reserved3;
+	uint64_t consumed;		/* completions consumed, rejected ones included */
+	uint64_t completed;		/* completions delivered to the caller */
+	uint64_t cq_doorbells;
+	struct udrv_qp_anomalies anomalies;
+};
+
+#define UDRV_QP_SLOTS 1024
+
+/* This process's handle. Opaque to everyone but qp.c, wait.c and the tests. */
+struct udrv_qp {
+	/* submission side */
+	struct udrv_qp_shared *shared __cacheline_aligned;
+	struct nvme_sqe *sq;
+	struct udrv_tracker *trackers;
+	uint16_t *free;
+	uint16_t *slot_cid;
+	uint64_t *prp;			/* nr_trackers pages of PRP entries */
+	volatile uint32_t *sq_doorbell;
+	uint32_t prp_entries;		/* per page */
+
+	uint64_t prp_iova __cacheline_aligned;
+	uint32_t entries;
+	uint32_t nr_trackers;
+	uint32_t max_transfer;		/* bytes */
+	uint32_t qid;
+	uint32_t fork_generation;
+	uint32_t owner;
+	uint32_t closed;
+	int32_t eventfd;		/* -1: polled only */
+
+	/* completion side */
+	volatile struct nvme_cqe *cq __cacheline_aligned;
+	volatile uint32_t *cq_doorbell;
+
+	uint32_t slot_inflight[UDRV_QP_SLOTS] __cacheline_aligned;
+};
+static_assert(sizeof(struct udrv_qp) % UDRV_CACHELINE == 0, "aligned_alloc() wants whole lines");
+
+/* What udrv_qp_init() needs; addresses are this process's. */
+struct udrv_qp_config {
+	uint16_t qid;
+	uint16_t entries;		/* 2 to 65535 */
+	int32_t eventfd;		/* of the CQ's interrupt vector, or -1 */
+	uint32_t max_transfer;		/* bytes: MDTS, or the PRP list's own limit, see below */
+	uint32_t __reserved;
+	void *shared;			/* udrv_qp_shared_size() bytes, 64-byte aligned, zeroed */
+	void *sq;			/* entries * 64 bytes, page-aligned, zeroed */
+	void *cq;			/* entries * 16 bytes, page-aligned, zeroed */
+	void *prp;			/* (entries - 1) pages */
+	uint64_t prp_iova;
+	void *sq_doorbell;
+	void *cq_doorbell;
+};
+
+/* The largest transfer that one PRP list page describes, at any alignment of its first byte. */
+#define UDRV_QP_PRP_MAX_TRANSFER ((NVME_PAGE_SIZE / 8) * NVME_PAGE_SIZE)
+
+/*
+ * A batch: columns of `capacity` elements each, all of one namespace and one buffer. The columns
+ * are read during udrv_qp_submit() only; the buffer belongs to the device until `slot` has nothing
+ * in flight any more.
+ */
+struct udrv_batch {
+	uint32_t capacity;
+	uint32_t nsid;
+	uint32_t lba_shift;	/* log2 of the block size in bytes, 9 to 16 */
+	uint32_t pool_id;
+	uint64_t nsze;		/* blocks in the namespace */
+	uint64_t iova;		/* of the buffer's first byte */
+	uint64_t len;		/* of the buffer, bytes */
+	uint64_t pool_offset;	/* of the buffer's first byte in its pool */
+	uint16_t slot;		/* < UDRV_QP_SLOTS */
+	uint16_t __reserved[3];
+	const uint8_t *opcode;
+	const uint64_t *slba;
+	const uint32_t *nlb;	/* blocks, 1 to 65536: not the specification's 0's based value */
+	const uint64_t *offset;	/* bytes from the start of the buffer, a multiple of 4 */
+	const uint64_t *user_data;
+	const uint16_t *control;	/* CDW12 31:16 (FUA is bit 14, LR is bit 15), or NULL for 0 */
+};
+
+/* Columns that a reap fills, `capacity` elements each. */
+struct udrv_completions {
+	uint32_t capacity;
+	uint32_t __reserved;
+	uint64_t *user_data;
+	uint64_t *result;	/* DW0, and DW1 in the upper half */
+	uint64_t *latency_ns;	/* doorbell write to the reap that saw it */
+	uint16_t *status;	/* CQE DW3 31:17: SC 7:0, SCT 10:8, CRD 12:11, M 13, DNR 14 */
+};
+
+/* Bumped in every child of fork(). */
+extern uint32_t udrv_fork_generation;
+
+/* Registers the fork handler and calibrates the clock. Call once before anything else. */
+int udrv_core_init(void);
+
+/* Bytes of state for a pair of `entries`, or 0 if `entries` is out of range. */
+size_t udrv_qp_shared_size(uint32_t entries);
+
+/* Memory for a handle (not initialised), or NULL. Not for the data path. */
+struct udrv_qp *udrv_qp_new(void);
+void udrv_qp_free(struct udrv_qp *qp);
+
+/*
+ * Fill in the handle and initialise the shared state of a new pair.
+ * Return: 0, or -UDRV_EINVAL for a configuration that cannot be.
+ */
+int udrv_qp_init(struct udrv_qp *qp, const struct udrv_qp_config *config);
+
+/*
+ * Post commands first .. first + count - 1 of the batch and ring the doorbell once. All posted
+ * commands are valid or none is posted: on the first bad one, *bad is its index and nothing of
+ * this call reaches the device.
+ * Return: how many were posted (less than count, or 0, when command ids run out), or -UDRV_E*.
+ */
+int udrv_qp_submit(struct udrv_qp *qp, const struct udrv_batch *batch, uint32_t first,
+		   uint32_t count, uint32_t *bad);
+
+/*
+ * Submit one command as it is, but for CID and PRPs, which are filled in: admin commands, and
+ * whatever the batch path does not carry. `len` bytes of data at `iova`, or 0 for none.
+ * Return: 1, or -UDRV_E* (-UDRV_EFULL if no command id is free).
+ */
+int udrv_qp_submit_raw(struct udrv_qp *qp, const struct nvme_sqe *sqe, uint64_t iova, uint32_t len,
+		       uint32_t pool_id, uint64_t pool_offset, uint16_t slot, uint64_t user_data);
+
+/*
+ * Consume completions that are there, at most max, into out[first ...], and tell the device once.
+ * Does not wait. Return: how many were delivered, or -UDRV_E*.
+ */
+int udrv_qp_reap(struct udrv_qp *qp, const struct udrv_completions *out, uint32_t first,
+		 uint32_t max);
+
+/* Commands of `slot` that the device may still touch (in flight or in quarantine). */
+uint32_t udrv_qp_slot_inflight(const struct udrv_qp *qp, uint16_t slot);
+/* All commands that the device may still touch. */
+uint32_t udrv_qp_inflight(const struct udrv_qp *qp);
+
+/*
+ * Put the commands of `slot` (or of all, slot = UDRV_QP_SLOTS) into quarantine: their completions
+ * will be counted, not delivered. Return: how many, or -UDRV_E*.
+ */
+int udrv_qp_quarantine(struct udrv_qp *qp, uint32_t slot);
+
+/*
+ * The caller has proof that the device is done with every command (the queue was deleted, CSTS.RDY
+ * is 0, memory was unmapped or the device was reset): all trackers become free.
+ * Return: how many were not, or -UDRV_E*.
+ */
+int udrv_qp_release_all(struct udrv_qp *qp);
+
+/* From now on every call returns -UDRV_ECLOSED. Safe from any thread. */
+void udrv_qp_close(struct udrv_qp *qp);
+
+/* Take and give back the pair for a sequence of calls of the unlocked functions below. */
+int udrv_qp_enter(struct udrv_qp *qp);
+void udrv_qp_leave(struct udrv_qp *qp);
+int __udrv_qp_submit(struct udrv_qp *qp, const struct udrv_batch *batch, uint32_t first,
+		     uint32_t count, uint32_t *bad);
+int __udrv_qp_reap(struct udrv_qp *qp, const struct udrv_completions *out, uint32_t first,
+		   uint32_t max);
+
+#endif /* UDRV_QP_H */

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <poll.h>
+#include <unistd.h>
+
+#include <udrv/barrier.h>
+#include <udrv/wait.h>
+
+/* Rounds of polling between two looks at the clock. */
+#define SPIN_ROUNDS 32
+
+/* Sleep on the interrupt for at most ns. Return: 0, or -errno. */
+static int sleep_on(int fd, uint64_t ns)
+{
+	struct pollfd pfd = { .fd = fd, .events = POLLIN };
+	struct timespec ts = {
+		.tv_sec = (time_t)(ns / 1000000000u),
+		.tv_nsec = (long)(ns % 1000000000u),
+	};
+	uint64_t count;
+	int ret = ppoll(&pfd, 1, &ts, NULL);
+
+	if (ret < 0)
+		return errno == EINTR ? 0 : -errno;
+	/*
+	 * Reset the counter before the ring is looked at again: an interrupt that comes after this
+	 * read sets it anew, so none is lost. The descriptor is non-blocking.
+	 */
+	if (ret > 0 && read(fd, &count, sizeof(count)) < 0 && errno != EAGAIN && errno != EINTR)
+		return -errno;
+	return 0;
+}
+
+int __udrv_qp_wait(struct udrv_qp *qp, const struct udrv_completions *out, uint32_t min,
+		   uint32_t max, uint64_t timeout_ns, uint64_t spin_ns)
+{
+	uint64_t start = udrv_monotonic_ns(), last = start;
+	uint32_t n = 0, round = 0;
+
+	for (;;) {
+		int ret = __udrv_qp_reap(qp, out, n, max - n);
+		uint64_t now;
+
+		if (unlikely(ret < 0))
+			return ret;
+		n += (uint32_t)ret;
+		if (n >= min)
+			return (int)n;
+		if (!ret && spin_ns && ++round % SPIN_ROUNDS) {
+			udrv_cpu_relax();
+			continue;
+		}
+		now = udrv_monotonic_ns();
+		if (ret)
+			last = now;
+		if (now - start >= timeout_ns)
+			return (int)n;
+		if (unlikely(__atomic_load_n(&qp->closed, __ATOMIC_RELAXED)))
+			return n ? (int)n : -UDRV_ECLOSED;
+		if (qp->eventfd >= 0 && now - last >= spin_ns && spin_ns != UDRV_SPIN_ONLY) {
+			ret = sleep_on(qp->eventfd, timeout_ns - (now - start));
+			if (ret < 0)
+				return ret;
+		}
+	}
+}
+
+int udrv_qp_wait(struct udrv_qp *qp, const struct udrv_completions *out, uint32_t min,
+		 uint32_t max, uint64_t timeout_ns, uint64_t spin_ns)
+{
+	int ret = udrv_qp_enter(qp);
+
+	if (unlikely(ret))
+		return ret;
+	ret = __udrv_qp_wait(qp, out, min, max, timeout_ns, spin_ns);
+	udrv_qp_leave(qp);
+	return ret;
+}

@@ -1,0 +1,264 @@
+"""The exception tree. Every error that this package raises on purpose is a `UdrvError`.
+
+Each names the device, what was tried, and the mend: the reader of a traceback at three in the
+morning needs nothing else. NVMe statuses have a class each in `udrv.nvme.status`, all of them
+under `NvmeStatusError`.
+
+Where Python has a built-in class of the same meaning (`PermissionError`, `ValueError`,
+`TimeoutError`, ...), ours inherits from it too, so that code which knows nothing of udrv still
+catches it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class UdrvError(Exception):
+    """Base of all errors.
+
+    Parameters
+    ----------
+    tried: what was attempted and how it failed, one sentence without a full stop.
+    device: the target as the user named it ("pci:0000:01:00.0"), or None if none is involved.
+    mend: what the user can do about it, or None if nothing is known.
+    """
+
+    def __init__(self, tried: str, *, device: str | None = None, mend: str | None = None) -> None:
+        super().__init__(tried)
+        self.tried = tried
+        self.device = device
+        self.mend = mend
+
+    def __str__(self) -> str:
+        where = f"{self.device}: " if self.device else ""
+        mend = f": {self.mend}" if self.mend else ""
+        return f"{where}{self.tried}{mend}"
+
+
+# --- finding and opening a device ------------------------------------------------------------
+
+
+class TargetError(UdrvError, ValueError):
+    """The target string is not one that `udrv.open` knows."""
+
+
+class DeviceNotFoundError(UdrvError, FileNotFoundError):
+    """No such device, socket or namespace."""
+
+
+class PermissionDeniedError(UdrvError, PermissionError):
+    """A file or an operation is not permitted; the message names which file and which group."""
+
+
+class NoIommuError(UdrvError):
+    """The device has no IOMMU group: VFIO cannot protect memory from it."""
+
+
+class GroupNotViableError(UdrvError):
+    """Another device of the IOMMU group is bound to a host driver.
+
+    `members` holds (bdf, driver or None) of each of the others.
+    """
+
+    def __init__(
+        self,
+        tried: str,
+        *,
+        members: Sequence[tuple[str, str | None]] = (),
+        device: str | None = None,
+        mend: str | None = None,
+    ) -> None:
+        super().__init__(tried, device=device, mend=mend)
+        self.members = tuple(members)
+
+
+class MemlockError(UdrvError, MemoryError):
+    """RLIMIT_MEMLOCK is too low. `needed` and `limit` are bytes."""
+
+    def __init__(
+        self, tried: str, *, needed: int, limit: int, device: str | None = None,
+        mend: str | None = None,
+    ) -> None:
+        super().__init__(tried, device=device, mend=mend)
+        self.needed = needed
+        self.limit = limit
+
+
+class DeviceInUseError(UdrvError):
+    """The device is mounted, held, swapped on, open elsewhere, or carries data signatures.
+
+    `reasons` lists each fact found.
+    """
+
+    def __init__(
+        self, tried: str, *, reasons: Sequence[str] = (), device: str | None = None,
+        mend: str | None = None,
+    ) -> None:
+        super().__init__(tried, device=device, mend=mend)
+        self.reasons = tuple(reasons)
+
+
+class DriverBindError(UdrvError):
+    """The kernel did not bind or unbind a driver."""
+
+
+class UnsupportedOnTransport(UdrvError):  # noqa: N818 - the name that DESIGN and users know
+    """This transport cannot carry what was asked for."""
+
+
+class VfioError(UdrvError, OSError):
+    """A VFIO call failed for a reason that has no class of its own; `errno` is kept."""
+
+    def __init__(
+        self, tried: str, *, errno: int | None = None, device: str | None = None,
+        mend: str | None = None,
+    ) -> None:
+        super().__init__(tried, device=device, mend=mend)
+        self.errno = errno
+
+
+class VfioUserProtocolError(UdrvError, ConnectionError):
+    """The peer is not a vfio-user server, or broke the protocol."""
+
+
+# --- memory ------------------------------------------------------------------------------------
+
+
+class DmaMemoryError(UdrvError, MemoryError):
+    """DMA memory cannot be had: no IOVA left, no memory, or the kernel refused the map."""
+
+
+class BufferInUseError(UdrvError):
+    """Memory that a command in flight (or a live view) still uses cannot be freed now."""
+
+
+# --- the controller ----------------------------------------------------------------------------
+
+
+class ControllerError(UdrvError):
+    """The controller misbehaved; `state` names the state it was in."""
+
+    def __init__(
+        self, tried: str, *, state: str | None = None, device: str | None = None,
+        mend: str | None = None,
+    ) -> None:
+        super().__init__(tried, device=device, mend=mend)
+        self.state = state
+
+
+class ControllerTimeoutError(ControllerError, TimeoutError):
+    """The controller did not change state within its own limit (CAP.TO)."""
+
+
+class ControllerFatalError(ControllerError):
+    """CSTS.CFS is set: the controller gave up and needs a reset."""
+
+
+class ControllerStateError(ControllerError):
+    """The call does not fit the state that the controller is in."""
+
+
+class DeviceGoneError(ControllerError):
+    """Registers and configuration space read all ones: removed, unplugged or dead."""
+
+
+class CommandTimeoutError(UdrvError, TimeoutError):
+    """A command did not complete in time; its buffer stays in quarantine (docs/architecture.md)."""
+
+
+# --- what the caller got wrong -------------------------------------------------------------------
+
+
+class InvalidRequestError(UdrvError, ValueError):
+    """Refused before it reached the device."""
+
+
+class LbaRangeError(InvalidRequestError):
+    """The blocks lie (in part) outside of the namespace."""
+
+
+class AlignmentError(InvalidRequestError):
+    """A length or an address is not a multiple of what the device needs."""
+
+
+class BufferTooSmallError(InvalidRequestError):
+    """The buffer is shorter than the transfer."""
+
+
+class TransferTooLargeError(InvalidRequestError):
+    """One command is larger than MDTS, or the driver's own limit, allows."""
+
+
+class BufferTypeError(UdrvError, TypeError):
+    """Not DMA memory, not contiguous, read-only, or of a wrong dtype."""
+
+
+class ConfirmationRequiredError(UdrvError):
+    """A destructive call without `--i-mean SERIAL:NSID` (or with another device's)."""
+
+
+class ClosedError(UdrvError, ValueError):
+    """The object, or what owns it, was closed."""
+
+
+class ForkedError(UdrvError, RuntimeError):
+    """The object belongs to the parent process; a forked child must open its own."""
+
+
+class QueueBusyError(UdrvError, RuntimeError):
+    """Another thread is inside this queue: a queue has one owner at a time."""
+
+
+class QueueFullError(UdrvError):
+    """No free command slot; reap completions first."""
+
+
+# --- what the device answered --------------------------------------------------------------------
+
+
+class NvmeStatusError(UdrvError):
+    """A command completed with an error status (NVMe base specification, "Status Field").
+
+    Attributes
+    ----------
+    sct: Status Code Type, 0 to 7.        sc: Status Code, 0 to 255.
+    crd: Command Retry Delay index, 0 to 3.
+    more: more information is in the Error Information log.
+    dnr: Do Not Retry.
+    command: a description of the command ("read nsid=1 slba=0 nlb=8").
+    qid: the queue it was submitted on; 0 is the admin queue.
+    result: Dword 0 of the completion.
+    """
+
+    def __init__(
+        self,
+        tried: str,
+        *,
+        sct: int,
+        sc: int,
+        crd: int = 0,
+        more: bool = False,
+        dnr: bool = False,
+        command: str = "",
+        qid: int = 0,
+        result: int = 0,
+        device: str | None = None,
+        mend: str | None = None,
+    ) -> None:
+        super().__init__(tried, device=device, mend=mend)
+        self.sct = sct
+        self.sc = sc
+        self.crd = crd
+        self.more = more
+        self.dnr = dnr
+        self.command = command
+        self.qid = qid
+        self.result = result
+
+
+# --- the laboratory ------------------------------------------------------------------------------
+
+
+class LabError(UdrvError):
+    """The laboratory could not be set up, did not boot, or its kernel reported a fault."""
