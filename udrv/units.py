@@ -1,0 +1,47 @@
+"""Sizes as people write them: "4k", "1M", "0x1000", and back.
+
+The words are fio's: a suffix is a power of 1024, in either case. In one point we differ: fio's
+default takes "4Ki" as 4000, the opposite of IEC 80000-13; here "Ki" is 1024 like "K", so that no
+reading of a size is smaller than its writer meant.
+"""
+
+from __future__ import annotations
+
+import re
+
+from udrv.errors import InvalidRequestError
+
+_EXPONENTS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
+_SIZE = re.compile(r"(0x[0-9a-f]+|[0-9]+)(?:([kmgtp])i?)?b?", re.IGNORECASE | re.ASCII)
+#: A byte count is an unsigned 64-bit number everywhere below.
+_LIMIT = 1 << 64
+
+
+def parse_size(text: str) -> int:
+    """Return bytes, 0 to 2^64 - 1.
+
+    Takes a decimal or hexadecimal ("0x") integer with K, M, G, T or P behind it, each with an
+    optional "i" and "B": "512", "4k", "4KiB", "1G", "0x200". In hexadecimal, a final "b" is a
+    digit. Raise `InvalidRequestError` for anything else.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if not found:
+        raise InvalidRequestError(
+            f"reading the size {text!r}", mend='write it as "512", "4k", "1M", "2G" or "0x1000"'
+        )
+    digits, suffix = found.group(1), (found.group(2) or "").lower()
+    base = 16 if digits[:2].lower() == "0x" else 10
+    value = int(digits, base) << (10 * _EXPONENTS[suffix])
+    if value >= _LIMIT:
+        raise InvalidRequestError(f"reading the size {text!r}", mend="it must be below 16 EiB")
+    return value
+
+
+def format_size(size: int) -> str:
+    """Return bytes for people: "512 B", "4 KiB", "1.5 GiB"; at most two decimals."""
+    value, unit = float(size), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):
+        if abs(value) < 1024 or unit == "EiB":
+            break
+        value /= 1024
+    return f"{value:.2f}".rstrip("0").rstrip(".") + f" {unit}"
