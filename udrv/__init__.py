@@ -12,7 +12,7 @@ from udrv._version import __version__
 from udrv.errors import UdrvError
 
 if TYPE_CHECKING:
-    from udrv.front import discover, open  # noqa: A004 - the front door is named as the builtin
+    from udrv.front import discover, open
     from udrv.memory import Buffer
     from udrv.nvme import Batch, Controller, Namespace, Queue
 

@@ -299,6 +299,7 @@ int __udrv_qp_submit(struct udrv_qp *qp, const struct udrv_batch *b, uint32_t fi
 		sh->sq_posted = tail;
 		sh->submitted += n;
 		qp->slot_inflight[b->slot] += n;
+		qp->inflight += n;
 		ring_sq(qp);
 	}
 	return (int)n;
@@ -359,6 +360,7 @@ int udrv_qp_submit_raw(struct udrv_qp *qp, const struct nvme_sqe *src, uint64_t 
 	sh->sq_posted = ring_next(qp, sh->sq_posted);
 	sh->submitted++;
 	qp->slot_inflight[slot]++;
+	qp->inflight++;
 	ring_sq(qp);
 	udrv_qp_leave(qp);
 	return 1;
@@ -371,6 +373,7 @@ static inline void free_tracker(struct udrv_qp *qp, uint32_t cid)
 	struct udrv_tracker *t = &qp->trackers[cid];
 
 	t->state = UDRV_TRACKER_FREE;
+	qp->inflight--;
 	qp->slot_inflight[t->slot]--;
 	qp->free[qp->shared->nr_free++] = (uint16_t)cid;
 }
@@ -468,7 +471,7 @@ uint32_t udrv_qp_slot_inflight(const struct udrv_qp *qp, uint16_t slot)
 
 uint32_t udrv_qp_inflight(const struct udrv_qp *qp)
 {
-	return qp->nr_trackers - __atomic_load_n(&qp->shared->nr_free, __ATOMIC_RELAXED);
+	return __atomic_load_n(&qp->inflight, __ATOMIC_RELAXED);
 }
 
 int udrv_qp_quarantine(struct udrv_qp *qp, uint32_t slot)
@@ -507,6 +510,7 @@ int udrv_qp_release_all(struct udrv_qp *qp)
 		qp->trackers[cid].state = UDRV_TRACKER_FREE;
 	}
 	memset(qp->slot_inflight, 0, sizeof(qp->slot_inflight));
+	qp->inflight = 0;
 	reset_free_stack(qp);
 	udrv_qp_leave(qp);
 	return n;

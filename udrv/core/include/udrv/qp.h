@@ -137,6 +137,8 @@ struct udrv_qp {
 	uint32_t fork_generation;
 	uint32_t owner;
 	uint32_t closed;
+	uint32_t inflight;		/* in flight or in quarantine; here, because it is asked for
+					 * without the owner's exchange */
 	int32_t eventfd;		/* -1: polled only */
 
 	/* completion side */

@@ -1,0 +1,121 @@
+"""The front door: from a target string to a `Controller`.
+
+| target | transport |
+| --- | --- |
+| `pci:0000:01:00.0` | a PCI function bound to vfio-pci |
+| `vfio-user:/run/nvme.sock` | a controller served by another process |
+| `soft:?size=1G&lba=4096` | our software controller, in a child process |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from udrv import pci
+from udrv.errors import TargetError
+from udrv.memory import Ledger
+from udrv.nvme.controller import DEFAULT_ENTRIES, DEFAULT_QUEUES, Controller
+from udrv.vfio.device import Device
+
+_BDF = re.compile(r"(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-1][0-9a-f]\.[0-7]")
+
+_Opener = Callable[[str, bool, ExitStack], Device]
+
+
+def normalize_bdf(text: str) -> str:
+    """A PCI address with its domain, lower case: "1:00.0" is refused, "01:00.0" is domain 0000."""
+    bdf = text.lower()
+    if not _BDF.fullmatch(bdf):
+        raise TargetError(
+            f"{text!r} is no PCI address", mend="write domain:bus:device.function: 0000:01:00.0"
+        )
+    return bdf if bdf.count(":") == 2 else f"0000:{bdf}"
+
+
+def _open_pci(rest: str, bind: bool, resources: ExitStack) -> Device:
+    from udrv.vfio.kernel import open_vfio
+
+    bdf = normalize_bdf(rest)
+    if bind:
+        resources.enter_context(pci.bound(bdf))
+    return open_vfio(bdf)
+
+
+def _open_vfio_user(rest: str, bind: bool, resources: ExitStack) -> Device:
+    from udrv.vfio.user import connect
+
+    if not rest:
+        raise TargetError("vfio-user: needs the path of a socket", mend="vfio-user:/run/nvme.sock")
+    return connect(rest)
+
+
+def _open_soft(rest: str, bind: bool, resources: ExitStack) -> Device:
+    from udrv import soft
+    from udrv.vfio.user import from_socket
+
+    process = resources.enter_context(soft.start(rest.removeprefix("?")))
+    return from_socket(process.socket, f"soft:{rest}")
+
+
+_SCHEMES: dict[str, _Opener] = {
+    "pci": _open_pci,
+    "vfio-user": _open_vfio_user,
+    "soft": _open_soft,
+}
+
+
+def open(
+    target: str,
+    *,
+    bind: bool = False,
+    queues: int = DEFAULT_QUEUES,
+    entries: int = DEFAULT_ENTRIES,
+    interrupts: bool = True,
+    ledger: Ledger | None = None,
+) -> Controller:
+    """Open a controller and bring it to the state ready.
+
+    Parameters
+    ----------
+    target: see the module's table.
+    bind: for `pci:`, bind the function to vfio-pci for the life of the controller, if nothing
+        speaks against it (a mount, a holder, a signature, another member of the IOMMU group). The
+        old driver gets it back on close, after an exception, and after a SIGKILL.
+    queues: I/O queues to ask for, 1 to 65535.
+    entries: default slots of a queue, 2 to 65535.
+    interrupts: arm MSI-X, so that queues with interrupts can be made.
+    ledger: is told of DMA memory before it is mapped.
+
+    Raises `TargetError`, `DeviceNotFoundError`, `PermissionDeniedError`, `NoIommuError`,
+    `GroupNotViableError`, `DeviceInUseError`, `MemlockError`, `VfioUserProtocolError`,
+    `ControllerError` and its kin; all are `UdrvError`s.
+    """
+    scheme, colon, rest = target.partition(":")
+    opener = _SCHEMES.get(scheme) if colon else None
+    if opener is None:
+        raise TargetError(
+            f"{target!r} is no target",
+            mend="write pci:0000:01:00.0, vfio-user:/path/to.sock or soft:?size=1G",
+        )
+    if bind and scheme != "pci":
+        raise TargetError(f"bind=True fits pci: targets only, not {target!r}")
+    with ExitStack() as resources:
+        device = opener(rest, bind, resources)
+        # the controller owns the device at once, also if its constructor raises; what is below the
+        # device (a child process, a binding) it takes over by the same token
+        return Controller(
+            device,
+            queues=queues,
+            entries=entries,
+            interrupts=interrupts,
+            check_memlock=device.transport == "vfio",
+            ledger=ledger,
+            resources=resources.pop_all(),
+        )
+
+
+def discover() -> list[str]:
+    """Targets of all NVMe functions of this machine ("pci:0000:01:00.0"), in address order."""
+    return [f"pci:{function.bdf}" for function in pci.functions() if function.is_nvme]

@@ -1,0 +1,22 @@
+"""NVMe: the specification as data, and a driver that runs on any `udrv.vfio.device.Device`."""
+
+from udrv.nvme.batch import FLUSH, FUA, LIMITED_RETRY, READ, WRITE, Batch, Completions, Reaped
+from udrv.nvme.controller import Controller
+from udrv.nvme.lifecycle import State
+from udrv.nvme.namespace import Namespace
+from udrv.nvme.queue import Queue
+
+__all__ = [
+    "FLUSH",
+    "FUA",
+    "LIMITED_RETRY",
+    "READ",
+    "WRITE",
+    "Batch",
+    "Completions",
+    "Controller",
+    "Namespace",
+    "Queue",
+    "Reaped",
+    "State",
+]

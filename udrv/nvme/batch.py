@@ -1,0 +1,193 @@
+"""Batches of commands and their completions, as numpy columns.
+
+The columns are allocated once and C holds their addresses: a submit or a reap of any size is one
+C call that touches no Python object.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from udrv.core import ffi
+from udrv.errors import BufferTypeError, InvalidRequestError
+from udrv.memory import Buffer, as_buffer
+from udrv.nvme.spec.opcodes import IoOpcode
+
+if TYPE_CHECKING:
+    from udrv.nvme.namespace import Namespace
+    from udrv.nvme.queue import Queue
+
+U8 = npt.NDArray[np.uint8]
+U16 = npt.NDArray[np.uint16]
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+
+READ = int(IoOpcode.READ)
+WRITE = int(IoOpcode.WRITE)
+FLUSH = int(IoOpcode.FLUSH)
+
+#: CDW12 31:16, as in the `control` column (NVM Command Set 1.0, "Read", "Write").
+FUA = 1 << 14
+LIMITED_RETRY = 1 << 15
+
+
+def _address(ctype: str, column: npt.NDArray[Any]) -> Any:
+    """C's pointer to a column; the object that holds the pointer holds the column, too."""
+    return ffi.cast(ctype, column.ctypes.data)
+
+
+class Batch:
+    """Columns of `capacity` commands on one namespace and one buffer.
+
+    Fill in the columns, then `Queue.submit(batch)`. They are read during that call only and may be
+    filled again at once; the buffer belongs to the device until the completions were reaped, and
+    stays allocated for as long as a command may touch it, whatever happens to this object.
+
+    Attributes (numpy, one element a command)
+    ----------
+    opcode: uint8, `READ`, `WRITE` or `FLUSH`.
+    slba: uint64, first block.
+    nlb: uint32, blocks, 1 to 65536 (a count, not the specification's 0's based value).
+    offset: uint64, byte offset of the data in the buffer, a multiple of 4.
+    user_data: uint64, returned with the completion; 0, 1, 2, ... to start with.
+    control: uint16, CDW12 31:16 (`FUA`, `LIMITED_RETRY`), 0 to start with.
+    """
+
+    def __init__(self, queue: Queue, capacity: int, slot: int) -> None:
+        if capacity < 1:
+            raise InvalidRequestError(f"a batch of {capacity} commands", device=queue.device)
+        self.queue = queue
+        self.capacity = capacity
+        self.slot = slot
+        self.opcode: U8 = np.full(capacity, READ, np.uint8)
+        self.slba: U64 = np.zeros(capacity, np.uint64)
+        self.nlb: U32 = np.ones(capacity, np.uint32)
+        self.offset: U64 = np.zeros(capacity, np.uint64)
+        self.user_data: U64 = np.arange(capacity, dtype=np.uint64)
+        self.control: U16 = np.zeros(capacity, np.uint16)
+        self.namespace: Namespace | None = None
+        self.buffer: Buffer | None = None
+        #: The `struct udrv_batch *` that C reads.
+        self.c: Any = ffi.new("struct udrv_batch *")
+        self._columns = (
+            self.opcode, self.slba, self.nlb, self.offset, self.user_data, self.control,
+        )  # fmt: skip
+        self.c.capacity = capacity
+        self.c.slot = slot
+        self.c.opcode = _address("uint8_t *", self.opcode)
+        self.c.slba = _address("uint64_t *", self.slba)
+        self.c.nlb = _address("uint32_t *", self.nlb)
+        self.c.offset = _address("uint64_t *", self.offset)
+        self.c.user_data = _address("uint64_t *", self.user_data)
+        self.c.control = _address("uint16_t *", self.control)
+
+    def check_columns(self) -> None:
+        """Raise `BufferTypeError` if a column was replaced: C would go on reading the old one."""
+        now = (self.opcode, self.slba, self.nlb, self.offset, self.user_data, self.control)
+        if any(a is not b for a, b in zip(now, self._columns, strict=True)):
+            raise BufferTypeError(
+                "a column of the batch was replaced",
+                device=self.queue.device,
+                mend="assign to its elements: batch.slba[:] = ...",
+            )
+
+    @property
+    def inflight(self) -> int:
+        """Commands of this batch that the device may still touch."""
+        return self.queue.slot_inflight(self.slot)
+
+    def bind(self, namespace: Namespace, buffer: Buffer | None) -> None:
+        """Aim the batch at another namespace or buffer (None: flushes only).
+
+        Raises `BufferInUseError` while commands are in flight, `BufferTypeError` for memory that
+        is not DMA memory of this controller.
+        """
+        self.queue.check_rebind(self)
+        namespace.check_usable()
+        c = self.c
+        if buffer is not None:
+            # data may flow either way: the opcodes are not known yet
+            buffer = as_buffer(
+                buffer, writable=True, device=self.queue.device, memory=self.queue.memory
+            )
+            c.iova = buffer.iova
+            c.len = buffer.nbytes
+            c.pool_id = buffer.pool.id
+            c.pool_offset = buffer.pool_offset
+        else:
+            c.iova = c.len = c.pool_id = c.pool_offset = 0
+        c.nsid = namespace.nsid
+        c.lba_shift = namespace.lba_size.bit_length() - 1
+        c.nsze = namespace.nsze
+        self.queue.hold_buffer(self.slot, buffer)
+        self.namespace = namespace
+        self.buffer = buffer
+
+    def close(self) -> None:
+        """Give the slot back; the buffer is let go when its last command is done."""
+        if self.slot >= 0:
+            slot, self.slot = self.slot, -1
+            self.c.slot = 0xFFFF  # refused by C
+            self.queue.drop_slot(slot)
+
+    def __del__(self) -> None:
+        if getattr(self, "slot", -1) >= 0:
+            self.close()
+
+    def __len__(self) -> int:
+        return self.capacity
+
+
+class Completions:
+    """Columns that a reap fills; rows 0 to n-1 of the last reap are valid.
+
+    Attributes (numpy, one element a completion)
+    ----------
+    user_data: uint64, as submitted.
+    status: uint16, CQE DW3 31:17: SC 7:0, SCT 10:8, CRD 12:11, M 13, DNR 14; 0 is success.
+    result: uint64, DW0 and, in the upper half, DW1.
+    latency_ns: uint64, doorbell write to the reap that saw the completion.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.user_data: U64 = np.zeros(capacity, np.uint64)
+        self.status: U16 = np.zeros(capacity, np.uint16)
+        self.result: U64 = np.zeros(capacity, np.uint64)
+        self.latency_ns: U64 = np.zeros(capacity, np.uint64)
+        self.c: Any = self.c_from(0)
+
+    def c_from(self, row: int) -> Any:
+        """A `struct udrv_completions *` whose first row is `row` of these columns."""
+        if not 0 <= row <= self.capacity:
+            raise InvalidRequestError(f"row {row} of {self.capacity} completions")
+        c = ffi.new("struct udrv_completions *")
+        c.capacity = self.capacity - row
+        c.user_data = _address("uint64_t *", self.user_data) + row
+        c.status = _address("uint16_t *", self.status) + row
+        c.result = _address("uint64_t *", self.result) + row
+        c.latency_ns = _address("uint64_t *", self.latency_ns) + row
+        return c
+
+
+class Reaped:
+    """What one reap delivered: read-only views of its rows, overwritten by the next reap."""
+
+    __slots__ = ("latency_ns", "result", "status", "user_data")
+
+    def __init__(self, completions: Completions, count: int) -> None:
+        def view(column: Any) -> Any:
+            rows = column[:count]
+            rows.flags.writeable = False
+            return rows
+
+        self.user_data: U64 = view(completions.user_data)
+        self.status: U16 = view(completions.status)
+        self.result: U64 = view(completions.result)
+        self.latency_ns: U64 = view(completions.latency_ns)
+
+    def __len__(self) -> int:
+        return len(self.user_data)

@@ -1,0 +1,489 @@
+"""A controller: from an open device to namespaces and queues, and back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from udrv.errors import (
+    ClosedError,
+    DeviceGoneError,
+    DeviceNotFoundError,
+    InvalidRequestError,
+    NvmeStatusError,
+)
+from udrv.fork import ForkGuard
+from udrv.memory import Buffer, DmaMemory, Ledger, NullLedger
+from udrv.nvme.admin import AdminQueue, AdminResult
+from udrv.nvme.batch import Batch
+from udrv.nvme.interrupts import Vectors
+from udrv.nvme.lifecycle import Lifecycle, State
+from udrv.nvme.namespace import Namespace
+from udrv.nvme.pair import PRP_MAX_TRANSFER, QueuePair
+from udrv.nvme.queue import Queue
+from udrv.nvme.registers import Registers
+from udrv.nvme.spec import command
+from udrv.nvme.spec.identify import (
+    IDENTIFY_SIZE,
+    IdentifyController,
+    decode_id_ctrl,
+    decode_id_ns,
+    decode_nsid_list,
+)
+from udrv.nvme.spec.logs import ErrorLogEntry, SmartLog, decode_error_log, decode_smart_log
+from udrv.nvme.spec.opcodes import Cns, FeatureId, LogId
+from udrv.vfio.device import Device
+
+ADMIN_ENTRIES = 32
+DEFAULT_ENTRIES = 256
+DEFAULT_QUEUES = 16
+
+#: Queues that blocking calls share; more threads than this wait for one another.
+_LEASED_QUEUES = 4
+_LEASED_ENTRIES = 64
+#: Seconds for Delete I/O Queue: a device that hangs is reset instead.
+_DELETE_TIMEOUT = 5.0
+_SMART_SIZE = 512
+_ERROR_ENTRY_SIZE = 64
+
+
+class _StateMapper:
+    """Memory that no device can reach: the state of queue pairs (see qp.h)."""
+
+    iova_ranges = ((1 << 21, (1 << 40) - 1),)
+    page_size = 4096
+
+    def dma_map(self, *, fd: int, offset: int, address: int, iova: int, size: int) -> None:
+        """Nothing to map."""
+
+    def dma_unmap(self, *, iova: int, size: int) -> None:
+        """Nothing to unmap."""
+
+
+class Controller:
+    """An NVMe controller that this process drives (`udrv.open` makes them).
+
+    A context manager. `close` deletes the queues, shuts the controller down, unmaps memory and
+    closes the device, in this order, also after an exception and also when the device is gone.
+
+    Parameters
+    ----------
+    device: open; the controller owns it from now on and closes it.
+    queues: I/O queues to ask the controller for, 1 to 65535; it may grant fewer (`max_queues`).
+    entries: slots of a queue's rings where `create_queue` names none; CAP.MQES may say fewer.
+    interrupts: arm MSI-X vectors, so that queues with `interrupt=True` can be made.
+    check_memlock: look at RLIMIT_MEMLOCK before mapping (the kernel's VFIO).
+    ledger: is told of DMA memory; None for none.
+    resources: closed after the device: a scoped binding, a child process.
+
+    Attributes
+    ----------
+    target, transport: as the user named it; "vfio", "vfio-iommufd" or "vfio-user".
+    identify: the decoded Identify Controller structure.
+    max_transfer: bytes that one command moves (MDTS, and what one PRP list page describes).
+    max_queues: I/O queues granted.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        queues: int = DEFAULT_QUEUES,
+        entries: int = DEFAULT_ENTRIES,
+        interrupts: bool = True,
+        check_memlock: bool = False,
+        ledger: Ledger | None = None,
+        resources: ExitStack | None = None,
+    ) -> None:
+        self.target = device.name
+        self.transport = device.transport
+        self._device = device
+        self._resources = ExitStack() if resources is None else resources
+        self._guard = ForkGuard()
+        self._lock = threading.RLock()
+        self._available = threading.Condition(self._lock)
+        self._queues: dict[int, Queue] = {}
+        self._lent: dict[int, tuple[Queue, Batch]] = {}
+        self._idle: list[tuple[Queue, Batch]] = []
+        self._namespaces: dict[int, Namespace] = {}
+        self._registers: Registers | None = None
+        self._vectors: Vectors | None = None
+        self._life: Lifecycle | None = None
+        self._admin: AdminQueue | None = None
+        self._admin_pair: QueuePair | None = None
+        self._closed = False
+        self.max_queues = 0
+        ledger = NullLedger() if ledger is None else ledger
+        self._state = DmaMemory(_StateMapper(), device=device.name, huge_pages=False)
+        self.memory = DmaMemory(
+            device.mapper, ledger=ledger, device=device.name, check_memlock=check_memlock,
+            numa_node=device.numa_node,
+        )  # fmt: skip
+        try:
+            if not 1 <= queues <= 65535 or not 2 <= entries <= 65535:
+                raise InvalidRequestError(
+                    f"{queues} queues of {entries} entries",
+                    device=self.target,
+                    mend="1 to 65535 queues of 2 to 65535 entries",
+                )
+            self._start(queues, entries, interrupts)
+        except BaseException:
+            self.close()
+            raise
+
+    # --- up ---------------------------------------------------------------------------------
+
+    def _start(self, queues: int, entries: int, interrupts: bool) -> None:
+        registers = self._registers = Registers(self._device)
+        life = self._life = Lifecycle(registers, self.target)
+        life.disable()
+        # only now: a controller that an earlier owner left running must not reach memory
+        self._device.set_bus_master(True)
+        registers.map_doorbells(queues, stride=4 << life.cap.dstrd)
+        self._vectors = Vectors(self._device, queues if interrupts else 0)
+        pair = self._admin_pair = QueuePair(
+            device=self.target,
+            memory=self.memory,
+            state=self._state,
+            qid=0,
+            entries=ADMIN_ENTRIES,
+            max_transfer=PRP_MAX_TRANSFER,
+            doorbells=registers.doorbells(0),
+            eventfd=self._vectors.eventfd(0) if len(self._vectors) else -1,
+        )
+        life.enable(entries=ADMIN_ENTRIES, sq_iova=pair.sq_iova, cq_iova=pair.cq_iova)
+        self._admin = AdminQueue(pair, self.memory, life)
+
+        life.enter(State.IDENTIFY)
+        data = self.admin(command.identify(Cns.CONTROLLER), read=IDENTIFY_SIZE).data
+        self.identify: IdentifyController = decode_id_ctrl(data)
+        mdts = self.identify.mdts
+        limit = life.cap.min_page_size << mdts if 0 < mdts < 32 else PRP_MAX_TRANSFER
+        self.max_transfer = min(limit, PRP_MAX_TRANSFER)
+
+        life.enter(State.QUEUES)
+        result = self.admin(
+            command.set_features(
+                FeatureId.NUMBER_OF_QUEUES, command.number_of_queues(queues, queues)
+            )
+        ).result
+        granted = command.NumberOfQueues.unpack(result & 0xFFFF_FFFF)
+        self.max_queues = min(queues, granted.nsq + 1, granted.ncq + 1, registers.last_qid)
+        self.default_entries = min(entries, life.cap.max_queue_entries)
+        life.enter(State.READY)
+
+    # --- what it is -------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        return f"<Controller {self.target} ({self.transport}) {self.state.value}>"
+
+    @property
+    def state(self) -> State:
+        """The state of the controller's life; `State.CLOSED` after `close`."""
+        if self._closed or self._life is None:
+            return State.CLOSED if self._closed else State.NEW
+        return self._life.state
+
+    @property
+    def serial(self) -> str:
+        """Serial number, without padding."""
+        return self.identify.sn.strip()
+
+    @property
+    def model(self) -> str:
+        """Model number, without padding."""
+        return self.identify.mn.strip()
+
+    @property
+    def firmware(self) -> str:
+        """Firmware revision, without padding."""
+        return self.identify.fr.strip()
+
+    @property
+    def version(self) -> str:
+        """The specification's version that the controller reports (VS)."""
+        return str(self._ready().version)
+
+    @property
+    def max_queue_entries(self) -> int:
+        """Slots that a queue may have (CAP.MQES + 1)."""
+        return self._ready().cap.max_queue_entries
+
+    @property
+    def interrupt_vectors(self) -> int:
+        """MSI-X vectors armed, the admin queue's included; 0 if everything is polled."""
+        return len(self._vectors) if self._vectors is not None else 0
+
+    def _ready(self) -> Lifecycle:
+        self._guard.check("controller", self.target)
+        if self._closed or self._life is None:
+            raise ClosedError(
+                "the controller is closed", device=self.target, mend="open it again"
+            )
+        return self._life
+
+    def check_alive(self) -> None:
+        """Raise `DeviceGoneError`, `ControllerFatalError` or `ClosedError` if that is the case."""
+        self._ready().check_alive()
+
+    # --- admin ------------------------------------------------------------------------------
+
+    def admin(self, sqe: bytes, *, read: int = 0, write: bytes = b"", **kw: Any) -> AdminResult:
+        """One admin command, as it is (`udrv.nvme.spec.command` builds them).
+
+        CID and PRPs are filled in; `read` bytes are received or `write` is sent. See
+        `AdminQueue.command` for `timeout` and for what it raises.
+        """
+        self._ready()
+        if self._admin is None:
+            raise ClosedError("the admin queue is not up", device=self.target)
+        return self._admin.command(sqe, read=read, write=write, **kw)
+
+    def namespace_ids(self) -> tuple[int, ...]:
+        """NSIDs of active namespaces, ascending (CNS 02h, as many pages as it takes)."""
+        found: list[int] = []
+        while True:
+            data = self.admin(
+                command.identify(Cns.ACTIVE_NSID_LIST, nsid=found[-1] if found else 0),
+                read=IDENTIFY_SIZE,
+            ).data
+            page = decode_nsid_list(data)
+            if found and page and page[0] <= found[-1]:
+                page = ()  # a list that does not go up would never end
+            found.extend(page)
+            if len(page) < IDENTIFY_SIZE // 4:
+                return tuple(found)
+
+    def namespace(self, nsid: int) -> Namespace:
+        """An active namespace; `DeviceNotFoundError` if there is none of that id."""
+        with self._lock:
+            if nsid not in self._namespaces:
+                ids = self.namespace_ids()
+                if nsid not in ids:
+                    raise DeviceNotFoundError(
+                        f"no active namespace {nsid}",
+                        device=self.target,
+                        mend=f"it has {', '.join(map(str, ids)) or 'none'}",
+                    )
+                data = self.admin(
+                    command.identify(Cns.NAMESPACE, nsid=nsid), read=IDENTIFY_SIZE
+                ).data
+                self._namespaces[nsid] = Namespace(self, nsid, decode_id_ns(data))
+            return self._namespaces[nsid]
+
+    @property
+    def namespaces(self) -> dict[int, Namespace]:
+        """All active namespaces by NSID."""
+        return {nsid: self.namespace(nsid) for nsid in self.namespace_ids()}
+
+    def get_log_page(self, lid: int, nbytes: int, nsid: int = 0xFFFF_FFFF) -> bytes:
+        """`nbytes` (a multiple of 4) of a log page (Get Log Page, Base 5.16)."""
+        return self.admin(command.get_log_page(lid, nbytes, nsid=nsid), read=nbytes).data
+
+    def smart_log(self) -> SmartLog:
+        """SMART / Health Information, of the whole controller."""
+        return decode_smart_log(self.get_log_page(LogId.SMART, _SMART_SIZE))
+
+    def error_log(self) -> tuple[ErrorLogEntry, ...]:
+        """Error Information entries that are in use, the newest first."""
+        count = min(self.identify.elpe + 1, PRP_MAX_TRANSFER // _ERROR_ENTRY_SIZE)
+        return decode_error_log(self.get_log_page(LogId.ERROR_INFORMATION, count * _ERROR_ENTRY_SIZE))
+
+    # --- memory and queues ------------------------------------------------------------------
+
+    def alloc(self, nbytes: int, *, align: int = 4096, zero: bool = False) -> Buffer:
+        """DMA memory: a numpy array of `nbytes` bytes that the device can reach."""
+        self._ready()
+        return self.memory.alloc(nbytes, align=align, zero=zero)
+
+    def create_queue(self, *, entries: int | None = None, interrupt: bool = False) -> Queue:
+        """Create an I/O queue pair on the device.
+
+        Parameters
+        ----------
+        entries: slots of each ring, 2 to `max_queue_entries`; `entries - 1` commands fit.
+        interrupt: completions raise an MSI-X interrupt, so that a waiter can sleep.
+
+        Raises `InvalidRequestError` when all queue ids are in use or `entries` is out of range,
+        `UnsupportedOnTransport` when there is no interrupt vector left for it.
+        """
+        life = self._ready()
+        life.require(State.READY)
+        if entries is None:
+            entries = self.default_entries
+        most = min(life.cap.max_queue_entries, 65535)
+        if not 2 <= entries <= most:
+            raise InvalidRequestError(
+                f"a queue of {entries} entries", device=self.target, mend=f"2 to {most}"
+            )
+        with self._lock:
+            qid = next((q for q in range(1, self.max_queues + 1) if q not in self._queues), None)
+            if qid is None:
+                raise InvalidRequestError(
+                    f"all {self.max_queues} queues are in use",
+                    device=self.target,
+                    mend="close one, or open the controller with queues=N (it may grant fewer)",
+                )
+            return self._create(qid, entries, interrupt)
+
+    def _create(self, qid: int, entries: int, interrupt: bool) -> Queue:
+        assert self._registers is not None and self._vectors is not None  # noqa: S101 - READY
+        pair = QueuePair(
+            device=self.target,
+            memory=self.memory,
+            state=self._state,
+            qid=qid,
+            entries=entries,
+            max_transfer=self.max_transfer,
+            doorbells=self._registers.doorbells(qid),
+            eventfd=self._vectors.eventfd(qid) if interrupt else -1,
+        )
+        queue = Queue(self, pair)
+        # registered before the device knows of it: what fails here without an answer (a time-out)
+        # leaves the memory to close(), which frees it when the controller was disabled
+        self._queues[qid] = queue
+        vector = qid if interrupt else None
+        try:
+            self.admin(command.create_io_cq(qid, entries, iova=pair.cq_iova, vector=vector))
+        except NvmeStatusError:
+            self._forget(queue)
+            raise
+        try:
+            self.admin(command.create_io_sq(qid, entries, cqid=qid, iova=pair.sq_iova))
+        except NvmeStatusError:
+            self.admin(command.delete_io_cq(qid))
+            self._forget(queue)
+            raise
+        return queue
+
+    def _forget(self, queue: Queue) -> None:
+        """The device does not know of the queue (any more): free it."""
+        queue.abandon()
+        queue.release()
+        del self._queues[queue.qid]
+
+    def delete_queue(self, queue: Queue) -> None:
+        """Delete both queues on the device, then free their memory (`Queue.close`)."""
+        if self._guard.forked:
+            return
+        with self._lock:
+            if self._queues.get(queue.qid) is not queue:
+                return
+            queue.abandon()
+            if self._closed or self._life is None or self._life.state is not State.READY:
+                return  # close() frees it, once it has proof that the device is done
+            # a Delete that succeeded is the proof; one that did not leaves the memory to close()
+            self.admin(command.delete_io_sq(queue.qid), timeout=_DELETE_TIMEOUT)
+            self.admin(command.delete_io_cq(queue.qid), timeout=_DELETE_TIMEOUT)
+            self._forget(queue)
+
+    @contextmanager
+    def lease_queue(self) -> Iterator[tuple[Queue, Batch]]:
+        """A queue and a batch for a blocking call; waits while all are lent."""
+        self._ready().require(State.READY)
+        with self._available:
+            while not self._idle and len(self._lent) >= self._lease_limit():
+                self._available.wait()
+                self._ready()
+            queue, batch = self._idle.pop() if self._idle else self._new_lease()
+            self._lent[queue.qid] = (queue, batch)
+        try:
+            yield queue, batch
+        finally:
+            with self._available:
+                del self._lent[queue.qid]
+                if not self._closed:
+                    if batch.inflight:  # a time-out: those commands keep their slot and buffer
+                        batch.close()
+                        batch = Batch(queue, batch.capacity, queue.take_slot())
+                    self._idle.append((queue, batch))
+                self._available.notify()
+
+    def _lease_limit(self) -> int:
+        # queues of the user's own come first, but one blocking call must always be possible
+        return max(1, min(_LEASED_QUEUES, self.max_queues - len(self._queues) + len(self._lent)))
+
+    def _new_lease(self) -> tuple[Queue, Batch]:
+        queue = self.create_queue(entries=min(_LEASED_ENTRIES, self.default_entries))
+        return queue, Batch(queue, queue.depth, queue.take_slot())
+
+    # --- down -------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Delete queues, shut down, unmap, close the device; idempotent, in a forked child nothing.
+
+        Memory is unmapped after the controller was disabled, or, where that fails, after a reset of
+        the function. The first error is raised when everything was tried.
+        """
+        if self._guard.forked:
+            return
+        with self._lock:
+            if self._closed:
+                return
+            errors: list[Exception] = []
+
+            def attempt(step: Any) -> bool:
+                try:
+                    step()
+                except Exception as e:  # noqa: BLE001 - the first is raised at the end
+                    errors.append(e)
+                    return False
+                return True
+
+            self._idle.clear()
+            # a failure that was reported when it was met is not reported again
+            known = self._life is not None and self._life.state in (State.FAILED, State.GONE)
+            mended = attempt(self._stop_controller) or attempt(self._device.reset)
+            self._closed = True
+            if mended and known:
+                errors.clear()
+            attempt(lambda: self._device.set_bus_master(False))
+            if self._vectors is not None:
+                attempt(self._vectors.close)
+            # nobody may be inside of a queue when its rings are unmapped
+            drained = True
+            for queue in self._queues.values():
+                drained = attempt(queue.abandon) and drained
+            if self._admin_pair is not None:
+                drained = attempt(self._admin_pair.close) and drained
+            if drained:
+                # unmapped first: the proof that the release of trackers and buffers needs
+                attempt(self.memory.close)
+                for queue in self._queues.values():
+                    attempt(queue.release)
+                if self._admin_pair is not None:
+                    attempt(self._admin_pair.free)
+                if self._registers is not None:
+                    attempt(self._registers.close)
+                attempt(self._state.close)
+            self._queues.clear()
+            attempt(self._device.close)
+            attempt(self._resources.close)
+            self._available.notify_all()
+        if errors and not (known and isinstance(errors[0], DeviceGoneError)):
+            raise errors[0]
+
+    def _stop_controller(self) -> None:
+        life = self._life
+        if life is None:
+            return
+        if life.state is State.READY:
+            for queue in list(self._queues.values()):
+                self.delete_queue(queue)
+            life.shutdown(self.identify.rtd3e)
+        elif life.state not in (State.NEW, State.GONE):
+            life.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,241 @@
+"""Namespaces: blocking reads, writes and flushes of any length."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from udrv.errors import (
+    AlignmentError,
+    BufferTooSmallError,
+    BufferTypeError,
+    ControllerStateError,
+    InvalidRequestError,
+    LbaRangeError,
+    UnsupportedOnTransport,
+)
+from udrv.memory import Buffer, as_buffer
+from udrv.nvme.batch import FLUSH, FUA, READ, WRITE, Batch
+from udrv.nvme.queue import Queue
+from udrv.nvme.spec.identify import IdentifyNamespace
+from udrv.nvme.status import error_from_status
+
+if TYPE_CHECKING:
+    from udrv.nvme.controller import Controller
+
+#: Seconds that a blocking call waits for its commands.
+IO_TIMEOUT = 30.0
+
+_NAMES = {READ: "read", WRITE: "write", FLUSH: "flush"}
+_MAX_LBA_SIZE = 65536
+_MAX_NLB = 65536
+
+Data = bytes | bytearray | memoryview | npt.NDArray[np.generic]
+
+
+class Namespace:
+    """An active namespace of a controller (`Controller.namespace` gives them).
+
+    Attributes
+    ----------
+    nsid: 1 to FFFFFFFEh.       nsze: size in blocks.      lba_size: bytes of a block's data.
+    identify: the decoded Identify Namespace structure.
+    eui64, nguid: identifiers in lower-case hexadecimal, "" where the namespace has none.
+    """
+
+    def __init__(self, controller: Controller, nsid: int, identify: IdentifyNamespace) -> None:
+        self.controller = controller
+        self.nsid = nsid
+        self.identify = identify
+        self.nsze = identify.nsze
+        self.lba_size = identify.lba_size
+        self.metadata_size = identify.metadata_size
+        self.eui64 = identify.eui64 if int(identify.eui64, 16) else ""
+        self.nguid = identify.nguid if int(identify.nguid, 16) else ""
+
+    def __repr__(self) -> str:
+        return (
+            f"<Namespace {self.controller.target} nsid={self.nsid} "
+            f"{self.nsze} x {self.lba_size} bytes>"
+        )
+
+    @property
+    def max_blocks(self) -> int:
+        """Blocks that one command may move (MDTS, the PRP list, and 65536)."""
+        return min(self.controller.max_transfer // self.lba_size, _MAX_NLB)
+
+    def check_usable(self) -> None:
+        """Raise `UnsupportedOnTransport` for a format that this driver would corrupt."""
+        if self.lba_size > _MAX_LBA_SIZE:
+            raise UnsupportedOnTransport(
+                f"namespace {self.nsid} has blocks of {self.lba_size} bytes",
+                device=self.controller.target,
+                mend=f"blocks of up to {_MAX_LBA_SIZE} bytes are supported",
+            )
+        if self.metadata_size or self.identify.dps & 7:
+            raise UnsupportedOnTransport(
+                f"namespace {self.nsid} has metadata or protection information",
+                device=self.controller.target,
+                mend="format the namespace without it, or use the kernel's driver",
+            )
+
+    def read(
+        self, lba: int, blocks: int, into: Buffer | None = None, *, timeout: float = IO_TIMEOUT
+    ) -> Buffer:
+        """Read `blocks` blocks from `lba`; returns `into`, or a new buffer of that many bytes.
+
+        Any length: transfers above `max_blocks` are split. Any thread may call it. Raises
+        `LbaRangeError`, `BufferTooSmallError`, `BufferTypeError` before anything is sent;
+        the `NvmeStatusError` of the first part that failed; `CommandTimeoutError`.
+        """
+        nbytes = self._check_range(lba, blocks)
+        if into is None:
+            buffer = self.controller.alloc(nbytes)
+        else:
+            buffer = as_buffer(
+                into,
+                writable=True,
+                device=self.controller.target,
+                memory=self.controller.memory,
+            )
+        if buffer.nbytes < nbytes:
+            raise BufferTooSmallError(
+                f"{blocks} blocks are {nbytes} bytes, the buffer has {buffer.nbytes}",
+                device=self.controller.target,
+                mend="allocate a larger one (ctrl.alloc) or read fewer blocks",
+            )
+        self._transfer(READ, lba, blocks, buffer, timeout=timeout)
+        return buffer
+
+    def write(
+        self, lba: int, data: Buffer | Data, *, fua: bool = False, timeout: float = IO_TIMEOUT
+    ) -> None:
+        """Write `data`, a multiple of the block size, at `lba`.
+
+        A `Buffer` of this controller is sent as it is; anything else is copied into one first.
+        `fua`: on the medium when it returns (Force Unit Access). Errors as `read`'s, and
+        `AlignmentError` for a length that is no multiple of the block size.
+        """
+        buffer = self._as_dma(data)
+        if buffer.nbytes % self.lba_size:
+            raise AlignmentError(
+                f"{buffer.nbytes} bytes are no multiple of the block size {self.lba_size}",
+                device=self.controller.target,
+                mend="pad the data to whole blocks",
+            )
+        blocks = buffer.nbytes // self.lba_size
+        self._check_range(lba, blocks)
+        self._transfer(WRITE, lba, blocks, buffer, control=FUA if fua else 0, timeout=timeout)
+
+    def flush(self, *, timeout: float = IO_TIMEOUT) -> None:
+        """Make all completed writes of this namespace durable (Flush)."""
+        with self.controller.lease_queue() as (queue, batch):
+            batch.bind(self, None)
+            batch.opcode[0] = FLUSH
+            batch.user_data[0] = 0
+            self._run(queue, batch, 1, timeout)
+
+    # --- checks -----------------------------------------------------------------------------
+
+    def _check_range(self, lba: int, blocks: int) -> int:
+        self.check_usable()
+        if blocks < 1:
+            raise InvalidRequestError(
+                f"{blocks} blocks", device=self.controller.target, mend="1 or more"
+            )
+        if lba < 0 or lba + blocks > self.nsze:
+            raise LbaRangeError(
+                f"blocks {lba} to {lba + blocks - 1} of namespace {self.nsid}",
+                device=self.controller.target,
+                mend=f"it has blocks 0 to {self.nsze - 1}",
+            )
+        return blocks * self.lba_size
+
+    def _as_dma(self, data: Buffer | Data) -> Buffer:
+        device = self.controller.target
+        if isinstance(data, Buffer):
+            return as_buffer(data, writable=False, device=device, memory=self.controller.memory)
+        if isinstance(data, np.ndarray) and not data.flags.c_contiguous:
+            raise BufferTypeError(
+                "the array is not C-contiguous",
+                device=device,
+                mend="pass numpy.ascontiguousarray(data)",
+            )
+        if isinstance(data, np.ndarray) and data.dtype.hasobject:
+            raise BufferTypeError(
+                f"an array of dtype {data.dtype} has no bytes of its own", device=device,
+                mend="pass an array of numbers",
+            )  # fmt: skip
+        try:
+            view = memoryview(cast(bytes, data)).cast("B")
+        except (TypeError, ValueError) as e:
+            raise BufferTypeError(
+                f"{type(data).__name__} cannot be written: {e}", device=device,
+                mend="pass bytes, a numpy array or a Buffer",
+            ) from e  # fmt: skip
+        if not len(view):
+            raise InvalidRequestError("nothing to write", device=device)
+        buffer = self.controller.alloc(len(view))
+        buffer[:] = np.frombuffer(view, np.uint8)
+        return buffer
+
+    # --- the transfer -------------------------------------------------------------------------
+
+    def _transfer(
+        self, opcode: int, lba: int, blocks: int, buffer: Buffer, *, control: int = 0,
+        timeout: float,
+    ) -> None:
+        per = self.max_blocks
+        if per < 1:
+            raise ControllerStateError(
+                f"one command moves {self.controller.max_transfer} bytes, less than a block",
+                device=self.controller.target,
+            )
+        with self.controller.lease_queue() as (queue, batch):
+            batch.bind(self, buffer)
+            batch.opcode[:] = opcode
+            batch.control[:] = control
+            done = 0
+            while done < blocks:
+                n = min(-(-(blocks - done) // per), batch.capacity)
+                start = done + per * np.arange(n, dtype=np.uint64)
+                batch.slba[:n] = start + lba
+                batch.nlb[:n] = np.minimum(per, blocks - start)
+                batch.offset[:n] = start * np.uint64(self.lba_size)
+                self._run(queue, batch, n, timeout)
+                done += n * per
+
+    def _run(self, queue: Queue, batch: Batch, count: int, timeout: float) -> None:
+        """Submit rows 0 to count - 1 and wait for all of them; the first bad status raises."""
+        what = f"{_NAMES[int(batch.opcode[0])]} nsid={self.nsid}"
+        bad: tuple[int, int, int] | None = None
+        try:
+            submitted = queue.submit(batch, 0, count)
+            left = count
+            while left:
+                if submitted < count:
+                    submitted += queue.submit(batch, submitted, count - submitted)
+                reaped = queue.reap(1, timeout=timeout)
+                if not len(reaped):
+                    queue.give_up(batch, what, timeout)
+                left -= len(reaped)
+                for row in np.flatnonzero(reaped.status):
+                    index = int(reaped.user_data[row])
+                    if bad is None or index < bad[0]:
+                        bad = (index, int(reaped.status[row]), int(reaped.result[row]))
+        except BaseException:
+            # Ctrl-C, a dead controller: what is still out must not complete into the next call
+            if batch.inflight:
+                queue.quarantine(batch)
+            raise
+        if bad is not None:
+            index, status, result = bad
+            raise error_from_status(
+                status,
+                command=f"{what} slba={batch.slba[index]} nlb={batch.nlb[index]}",
+                qid=queue.qid,
+                result=result & 0xFFFF_FFFF,
+                device=self.controller.target,
+            )

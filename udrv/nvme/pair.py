@@ -1,0 +1,246 @@
+"""The memory and the C handle of one queue pair, admin or I/O.
+
+Python's part of `udrv/core/include/udrv/qp.h`: it allocates, it turns `-UDRV_E*` into exceptions,
+and it frees in the right order. It knows nothing of commands.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NoReturn
+
+from udrv.core import ffi, lib
+from udrv.errors import (
+    AlignmentError,
+    BufferTooSmallError,
+    ClosedError,
+    ForkedError,
+    InvalidRequestError,
+    LbaRangeError,
+    QueueBusyError,
+    QueueFullError,
+    TransferTooLargeError,
+    UdrvError,
+    VfioError,
+)
+from udrv.memory import DmaMemory, Region
+
+SQE_SIZE = 64
+CQE_SIZE = 16
+_PAGE = 4096
+
+#: No wait is longer than this in one C call, so that signals (Ctrl-C) are served.
+WAIT_SLICE_NS = 100_000_000
+
+#: A thread leaves a closed queue within this time, or something is wrong.
+CLOSE_SECONDS = 10.0
+
+SPIN_ONLY = int(lib.UDRV_SPIN_ONLY)
+MAX_SLOTS = int(lib.UDRV_QP_SLOTS)
+PRP_MAX_TRANSFER = int(lib.UDRV_QP_PRP_MAX_TRANSFER)
+
+_ERRORS: dict[int, tuple[type[UdrvError], str, str | None]] = {
+    lib.UDRV_EBUSY: (
+        QueueBusyError,
+        "another thread is inside this queue",
+        "give each thread a queue of its own (ctrl.create_queue())",
+    ),
+    lib.UDRV_EFORKED: (
+        ForkedError,
+        "the queue belongs to the parent process",
+        "open the device again in the child",
+    ),
+    lib.UDRV_ECLOSED: (ClosedError, "the queue is closed", None),
+    lib.UDRV_EFULL: (QueueFullError, "no free command slot", "reap completions first"),
+    lib.UDRV_EOPCODE: (
+        InvalidRequestError,
+        "the batch path carries read, write and flush only",
+        "use the queue's raw command for others",
+    ),
+    lib.UDRV_ERANGE: (LbaRangeError, "the blocks lie outside of the namespace (or are none)", None),
+    lib.UDRV_ESIZE: (
+        TransferTooLargeError,
+        "larger than one command may transfer",
+        "split it at Namespace.max_blocks, or use Namespace.read and write, which do",
+    ),
+    lib.UDRV_EBUFFER: (
+        BufferTooSmallError,
+        "the data would lie outside of the buffer",
+        "allocate a larger buffer, or correct the offset",
+    ),
+    lib.UDRV_EALIGN: (
+        AlignmentError,
+        "the data address is not a multiple of 4",
+        "correct the offset",
+    ),
+    lib.UDRV_EINVAL: (InvalidRequestError, "an index or a count is out of range", None),
+}
+
+
+def raise_qp_error(code: int, *, device: str, where: str) -> NoReturn:
+    """Raise what a negative return value of the C core stands for."""
+    if -code in _ERRORS:
+        cls, tried, mend = _ERRORS[-code]
+        raise cls(f"{where}: {tried}", device=device, mend=mend)
+    raise VfioError(f"{where}: waiting for the interrupt failed", errno=-code, device=device)
+
+
+class QueuePair:
+    """Rings, PRP pages, tracker state and handle of one queue id.
+
+    Parameters
+    ----------
+    memory: DMA memory for rings and PRP pages.     state: memory that is not mapped for DMA.
+    entries: slots of each ring, 2 to 65535; `entries - 1` commands fit.
+    max_transfer: bytes that one command may move.
+    doorbells: addresses of the SQ tail and the CQ head doorbell.
+    eventfd: of the interrupt vector, or -1 for a polled queue.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str,
+        memory: DmaMemory,
+        state: DmaMemory,
+        qid: int,
+        entries: int,
+        max_transfer: int,
+        doorbells: tuple[int, int],
+        eventfd: int = -1,
+    ) -> None:
+        self.device = device
+        self.qid = qid
+        self.entries = entries
+        self.depth = entries - 1
+        self.max_transfer = min(max_transfer, PRP_MAX_TRANSFER)
+        self.eventfd = eventfd
+        self.where = f"queue {qid}" if qid else "admin queue"
+        self._regions: list[Region] = []
+        self._handle: Any = None
+        try:
+            sq = self._region(memory, entries * SQE_SIZE)
+            cq = self._region(memory, entries * CQE_SIZE)
+            prp = self._region(memory, self.depth * _PAGE)
+            shared = self._region(state, int(lib.udrv_qp_shared_size(entries)))
+            self.sq_iova = sq.iova
+            self.cq_iova = cq.iova
+            handle = lib.udrv_qp_new()
+            if handle == ffi.NULL:
+                raise MemoryError
+            self._handle = ffi.gc(handle, lib.udrv_qp_free)
+            config = ffi.new("struct udrv_qp_config *")
+            config.qid = qid
+            config.entries = entries
+            config.eventfd = eventfd
+            config.max_transfer = self.max_transfer
+            config.shared = ffi.cast("void *", shared.address)
+            config.sq = ffi.cast("void *", sq.address)
+            config.cq = ffi.cast("void *", cq.address)
+            config.prp = ffi.cast("void *", prp.address)
+            config.prp_iova = prp.iova
+            config.sq_doorbell = ffi.cast("void *", doorbells[0])
+            config.cq_doorbell = ffi.cast("void *", doorbells[1])
+            self._check(lib.udrv_qp_init(self._handle, config))
+        except BaseException:
+            self.free()
+            raise
+
+    def _region(self, memory: DmaMemory, size: int) -> Region:
+        # cleared: phase bits of an earlier queue in the same memory would look like completions
+        region = memory.region(size, align=_PAGE)
+        self._regions.append(region)
+        return region
+
+    def _check(self, ret: int) -> int:
+        if ret < 0:
+            raise_qp_error(ret, device=self.device, where=self.where)
+        return ret
+
+    @property
+    def c(self) -> Any:
+        """The `struct udrv_qp *`. Raises `ClosedError` after `free`."""
+        if self._handle is None:
+            raise ClosedError(f"{self.where} is closed", device=self.device)
+        return self._handle
+
+    @property
+    def shared(self) -> Any:
+        """The `struct udrv_qp_shared *`: counters and indexes, to be read only."""
+        return self.c.shared
+
+    @property
+    def inflight(self) -> int:
+        """Commands that the device may still touch, those in quarantine included."""
+        return int(lib.udrv_qp_inflight(self.c))
+
+    def slot_inflight(self, slot: int) -> int:
+        """The same of one slot."""
+        return int(lib.udrv_qp_slot_inflight(self.c, slot))
+
+    def submit_raw(
+        self,
+        sqe: bytes,
+        *,
+        iova: int = 0,
+        length: int = 0,
+        pool_id: int = 0,
+        pool_offset: int = 0,
+        slot: int = 0,
+        user_data: int = 0,
+    ) -> None:
+        """Submit a 64-byte command; CID and PRPs are filled in."""
+        if len(sqe) != SQE_SIZE:
+            raise InvalidRequestError(
+                f"a command has {SQE_SIZE} bytes, not {len(sqe)}", device=self.device
+            )
+        entry = ffi.from_buffer("struct nvme_sqe *", sqe)
+        self._check(
+            lib.udrv_qp_submit_raw(
+                self.c, entry, iova, length, pool_id, pool_offset, slot, user_data
+            )
+        )
+
+    def wait(
+        self, completions: Any, minimum: int, maximum: int, timeout_ns: int, spin_ns: int
+    ) -> int:
+        """One `udrv_qp_wait`, of at most `WAIT_SLICE_NS`. Returns how many came, maybe too few."""
+        return self._check(
+            lib.udrv_qp_wait(
+                self.c, completions, minimum, maximum, min(timeout_ns, WAIT_SLICE_NS), spin_ns
+            )
+        )
+
+    def quarantine(self, slot: int | None = None) -> int:
+        """Give up what is in flight (of one slot, or of all). Returns how many commands."""
+        return self._check(
+            lib.udrv_qp_quarantine(self.c, MAX_SLOTS if slot is None else slot)
+        )
+
+    def release_all(self) -> int:
+        """To be called with proof that the device is done with every command of this queue."""
+        return self._check(lib.udrv_qp_release_all(self.c))
+
+    def close(self) -> None:
+        """Refuse further calls and wait until nobody is inside. Memory stays until `free`.
+
+        Raises `QueueBusyError` if a thread is still inside after `CLOSE_SECONDS`: then the rings
+        must not be unmapped.
+        """
+        if self._handle is None:
+            return
+        lib.udrv_qp_close(self._handle)  # ends waits, too
+        deadline = time.monotonic() + CLOSE_SECONDS
+        while lib.udrv_qp_quarantine(self._handle, MAX_SLOTS) == -lib.UDRV_EBUSY:
+            if time.monotonic() > deadline:
+                raise_qp_error(-lib.UDRV_EBUSY, device=self.device, where=self.where)
+            time.sleep(0.0005)
+
+    def free(self) -> None:
+        """Give memory back. Only with proof that the device can no longer reach it; idempotent."""
+        if self._handle is not None:
+            self.close()
+            self.release_all()
+            self._handle = None
+        while self._regions:
+            self._regions.pop().free()

@@ -1,0 +1,344 @@
+"""I/O queues: batched submit and reap.
+
+Memory in flight is owned by the queue, not by the objects that the user holds: `_held` keeps a
+buffer for as long as the device may touch it, so that dropping a batch, an exception or a time-out
+can free nothing under the device.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from udrv.core import ffi, lib
+from udrv.errors import (
+    BufferInUseError,
+    CommandTimeoutError,
+    InvalidRequestError,
+    QueueBusyError,
+)
+from udrv.fork import ForkGuard
+from udrv.memory import Buffer, DmaMemory
+from udrv.nvme.batch import Batch, Completions, Reaped
+from udrv.nvme.pair import MAX_SLOTS, SPIN_ONLY, QueuePair, raise_qp_error
+
+if TYPE_CHECKING:
+    from udrv.nvme.namespace import Namespace
+
+_NS = 1_000_000_000
+
+
+class QueueOwner(Protocol):
+    """What a queue needs of its controller."""
+
+    @property
+    def memory(self) -> DmaMemory:
+        """The memory that this controller can reach."""
+
+    def check_alive(self) -> None:
+        """Raise if the controller is gone, failed or closed."""
+
+    def delete_queue(self, queue: Queue) -> None:
+        """Delete both queues on the device, then free their memory."""
+
+
+class Queue:
+    """A submission and completion queue pair for I/O (`Controller.create_queue` makes them).
+
+    One owner at a time: a second thread that enters gets `QueueBusyError`, it does not wait.
+    A context manager; `close` deletes the queues on the device.
+
+    Attributes
+    ----------
+    qid: 1 to 65535.        entries: slots of each ring.
+    depth: commands that fit, `entries - 1`.
+    interrupt: whether completions raise an interrupt (else they are polled for).
+    """
+
+    def __init__(self, owner: QueueOwner, pair: QueuePair) -> None:
+        self._owner = owner
+        self._pair = pair
+        self._guard = ForkGuard()
+        self._lock = threading.Lock()
+        self._held: dict[int, Buffer | None] = {}
+        self._dropped: set[int] = set()
+        self._next_slot = 0
+        self._leased = False
+        self._completions = Completions(pair.depth)
+        self._bad: Any = ffi.new("uint32_t *")
+        self.device = pair.device
+        self.qid = pair.qid
+        self.entries = pair.entries
+        self.depth = pair.depth
+        self.interrupt = pair.eventfd >= 0
+
+    # --- slots: who holds which buffer -----------------------------------------------------
+
+    def batch(
+        self, capacity: int, *, namespace: Namespace, buffer: Buffer | None = None
+    ) -> Batch:
+        """Columns for `capacity` commands on `namespace` with their data in `buffer`.
+
+        The buffer may be left out for flushes, and changed later by `Batch.bind`.
+        """
+        self._guard.check(f"queue {self.qid}", self.device)
+        batch = Batch(self, capacity, self.take_slot())
+        batch.bind(namespace, buffer)
+        return batch
+
+    def take_slot(self) -> int:
+        """A free slot for a `Batch`; `InvalidRequestError` when all are taken."""
+        with self._lock:
+            self._sweep()
+            for _ in range(MAX_SLOTS):
+                slot = self._next_slot
+                self._next_slot = (slot + 1) % MAX_SLOTS
+                if slot not in self._held:
+                    self._held[slot] = None
+                    return slot
+        raise InvalidRequestError(
+            f"queue {self.qid} has {MAX_SLOTS} batches already",
+            device=self.device,
+            mend="close batches that are no longer used",
+        )
+
+    def _sweep(self) -> None:
+        """Let go of buffers of dropped batches whose last command is done."""
+        for slot in [s for s in self._dropped if not self._pair.slot_inflight(s)]:
+            self._dropped.discard(slot)
+            self._release(self._held.pop(slot, None))
+
+    @staticmethod
+    def _release(buffer: Buffer | None) -> None:
+        if buffer is not None:
+            buffer.unpin()
+
+    def hold_buffer(self, slot: int, buffer: Buffer | None) -> None:
+        """Keep `buffer` for the slot's commands; used by `Batch`."""
+        if buffer is not None:
+            buffer.pin()
+        with self._lock:
+            old, self._held[slot] = self._held.get(slot), buffer
+        self._release(old)
+
+    def drop_slot(self, slot: int) -> None:
+        """The batch of this slot is gone; used by `Batch`, also from its finaliser.
+
+        Takes no lock: a finaliser may run inside of any of this object's own calls.
+        """
+        self._dropped.add(slot)
+
+    def check_rebind(self, batch: Batch) -> None:
+        """Raise if the batch cannot change its buffer now; used by `Batch`."""
+        self._guard.check(f"queue {self.qid}", self.device)
+        if batch.slot < 0:
+            raise InvalidRequestError("the batch is closed", device=self.device)
+        if batch.inflight:
+            raise BufferInUseError(
+                f"{batch.inflight} commands of this batch are in flight",
+                device=self.device,
+                mend="reap them first",
+            )
+
+    @property
+    def memory(self) -> DmaMemory:
+        """The memory that buffers of this queue's batches must come from."""
+        return self._owner.memory
+
+    def slot_inflight(self, slot: int) -> int:
+        """Commands of a slot that the device may still touch; used by `Batch`."""
+        return self._pair.slot_inflight(slot) if slot >= 0 else 0
+
+    # --- the fast path ----------------------------------------------------------------------
+
+    def submit(self, batch: Batch, first: int = 0, count: int | None = None) -> int:
+        """Submit commands `first` to `first + count - 1` of the batch; one doorbell write.
+
+        Returns how many were submitted: fewer than asked for, or 0, when `depth` is reached.
+        A bad command raises (`LbaRangeError`, `TransferTooLargeError`, `BufferTooSmallError`,
+        `AlignmentError`, `InvalidRequestError`), names its row, and nothing of the call reaches
+        the device.
+        """
+        if batch.queue is not self:
+            raise InvalidRequestError(
+                f"the batch belongs to queue {batch.queue.qid}, not to queue {self.qid}",
+                device=self.device,
+            )
+        batch.check_columns()
+        if count is None:
+            count = batch.capacity - first
+        if first < 0 or count < 0 or first + count > batch.capacity:
+            raise InvalidRequestError(
+                f"rows {first} to {first + count - 1} of a batch of {batch.capacity}",
+                device=self.device,
+            )
+        self._check_not_leased()
+        ret: int = lib.udrv_qp_submit(self._pair.c, batch.c, first, count, self._bad)
+        if ret < 0:
+            self._raise_bad_row(ret, batch)
+        return ret
+
+    def _raise_bad_row(self, ret: int, batch: Batch) -> None:
+        where = f"queue {self.qid}"
+        if ret not in (-lib.UDRV_EBUSY, -lib.UDRV_EFORKED, -lib.UDRV_ECLOSED, -lib.UDRV_EINVAL):
+            row = int(self._bad[0])
+            where += (
+                f", row {row} (opcode {batch.opcode[row]:#04x}, slba {batch.slba[row]}, "
+                f"nlb {batch.nlb[row]}, offset {batch.offset[row]})"
+            )
+        raise_qp_error(ret, device=self.device, where=where)
+
+    def reap(
+        self,
+        minimum: int = 0,
+        maximum: int | None = None,
+        *,
+        timeout: float | None = None,
+        spin_ns: int | None = None,
+    ) -> Reaped:
+        """Completions: at least `minimum` (0: those that are there), at most `maximum`.
+
+        Parameters
+        ----------
+        timeout: seconds, None for no limit. When it runs out, what came is returned.
+        spin_ns: how long to poll before sleeping on the interrupt. None: for ever on a polled
+            queue, not at all on one with an interrupt; anything between is hybrid.
+
+        Returns views that the next reap of this queue overwrites: copy what you keep. Raises
+        `DeviceGoneError` or `ControllerFatalError` when that is why nothing comes.
+        """
+        pair = self._pair
+        self._check_not_leased()
+        limit = self.depth if maximum is None else min(maximum, self.depth)
+        inflight = pair.inflight
+        want = min(minimum, limit, inflight)
+        if spin_ns is None:
+            spin_ns = 0 if self.interrupt else SPIN_ONLY
+        columns = self._completions
+        got = pair.wait(columns.c, 0, limit, 0, spin_ns)
+        if got < want:
+            got = self._wait_more(got, want, limit, timeout, spin_ns)
+        if self._dropped:
+            with self._lock:
+                self._sweep()
+        return Reaped(columns, got)
+
+    def _wait_more(
+        self, got: int, want: int, limit: int, timeout: float | None, spin_ns: int
+    ) -> int:
+        deadline = None if timeout is None else time.monotonic_ns() + int(timeout * _NS)
+        while got < want:
+            left = _NS if deadline is None else deadline - time.monotonic_ns()
+            if left <= 0:
+                break
+            rows = self._completions.c_from(got)
+            more = self._pair.wait(rows, want - got, limit - got, left, spin_ns)
+            got += more
+            if not more:  # a whole slice without any: is anybody there?
+                self._owner.check_alive()
+        return got
+
+    # --- time-outs and the end ----------------------------------------------------------------
+
+    def quarantine(self, batch: Batch | None = None) -> int:
+        """Give up on what is in flight (of one batch, or all); returns how many commands.
+
+        Their completions will be counted and not delivered, and their buffers stay allocated,
+        until there is proof that the device is done with them.
+        """
+        return self._pair.quarantine(None if batch is None else batch.slot)
+
+    def give_up(self, batch: Batch, what: str, timeout: float) -> None:
+        """Quarantine the batch and raise `CommandTimeoutError`, or what is behind it."""
+        count = self.quarantine(batch)
+        self._owner.check_alive()
+        raise CommandTimeoutError(
+            f"{what} on queue {self.qid}: {count} commands did not complete within {timeout} s",
+            device=self.device,
+            mend="their memory stays in quarantine; close the controller to reset it",
+        )
+
+    @property
+    def inflight(self) -> int:
+        """Commands that the device may still touch, those in quarantine included."""
+        return self._pair.inflight
+
+    def counters(self) -> dict[str, int]:
+        """Totals since creation: submitted, completed, consumed, doorbell writes, anomalies."""
+        with self._lock:  # release() frees what is read here
+            return self._counters(self._pair.shared)
+
+    @staticmethod
+    def _counters(s: Any) -> dict[str, int]:
+        return {
+            "submitted": int(s.submitted),
+            "completed": int(s.completed),
+            "consumed": int(s.consumed),
+            "sq_doorbells": int(s.sq_doorbells),
+            "cq_doorbells": int(s.cq_doorbells),
+            "bad_cid": int(s.anomalies.bad_cid),
+            "duplicate": int(s.anomalies.duplicate),
+            "bad_sqid": int(s.anomalies.bad_sqid),
+            "late": int(s.anomalies.late),
+        }
+
+    def _check_not_leased(self) -> None:
+        if self._leased:
+            raise QueueBusyError(
+                f"queue {self.qid} is lent to a C loop",
+                device=self.device,
+                mend="wait for it to end, or create another queue",
+            )
+
+    @contextmanager
+    def lease_c(self) -> Iterator[Any]:
+        """Lend the `struct udrv_qp *` to a C loop; Python calls are refused meanwhile."""
+        self._guard.check(f"queue {self.qid}", self.device)
+        with self._lock:
+            self._check_not_leased()
+            self._leased = True
+        try:
+            yield self._pair.c
+        finally:
+            self._leased = False
+
+    @property
+    def pair(self) -> QueuePair:
+        """Rings and handle; for the controller."""
+        return self._pair
+
+    def close(self) -> None:
+        """Delete the queues on the device and free them; idempotent."""
+        self._owner.delete_queue(self)
+
+    def release(self) -> None:
+        """Free memory and let go of all buffers; by the controller, with proof (see qp.h)."""
+        with self._lock:
+            self._pair.free()
+            held, self._held = self._held, {}
+            self._dropped.clear()
+        for buffer in held.values():
+            self._release(buffer)
+
+    def abandon(self) -> None:
+        """Refuse further calls and wait until nobody is inside; memory and buffers stay.
+
+        Raises `QueueBusyError` if a thread does not leave.
+        """
+        self._pair.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+

@@ -1,0 +1,132 @@
+"""Access to a controller's registers (NVMe Base 2.0, "Controller Properties").
+
+Each access is one aligned load or store of the register's own width. Registers are mapped where
+the transport allows it and read by region access where it does not (vfio-user servers trap them).
+"""
+
+from __future__ import annotations
+
+from udrv.core import ffi, lib
+from udrv.errors import DeviceGoneError, UnsupportedOnTransport
+from udrv.vfio.device import BAR0, CONFIG, Device, MappedArea
+
+ALL_ONES_32 = 0xFFFF_FFFF
+ALL_ONES_64 = 0xFFFF_FFFF_FFFF_FFFF
+
+#: Registers that are read or written here end below the first doorbell.
+DOORBELLS = 0x1000
+_CSTS = 0x1C
+_PAGE = 4096
+
+
+class Registers:
+    """The controller's registers and doorbells.
+
+    Parameters
+    ----------
+    device: an open device; its BAR 0 must hold at least the registers and the admin doorbells.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        info = device.region_info(BAR0)
+        if info.size < DOORBELLS + 8:
+            raise UnsupportedOnTransport(
+                f"BAR 0 has {info.size} bytes, too few for an NVMe controller",
+                device=device.name,
+                mend="name an NVMe controller",
+            )
+        self._size = info.size
+        self._areas = info.mmap_areas
+        self._registers = self._map_if_covered(0, _PAGE)
+        self._doorbells: MappedArea | None = None
+
+    def _map_if_covered(self, offset: int, size: int) -> MappedArea | None:
+        for start, length in self._areas:
+            if start <= offset and offset + size <= start + length:
+                return self._device.mmap_area(BAR0, offset, size)
+        return None
+
+    def close(self) -> None:
+        """Unmap; doorbell addresses are invalid from then on."""
+        for area in (self._doorbells, self._registers):
+            if area is not None:
+                area.close()
+        self._doorbells = self._registers = None
+
+    @property
+    def mapped(self) -> bool:
+        """Whether registers are accessed by load and store (else by region access)."""
+        return self._registers is not None
+
+    def read32(self, offset: int) -> int:
+        """A 32-bit register. All ones are returned as they are: see `check_alive`."""
+        if self._registers is not None:
+            return int(lib.udrv_mmio_read32(ffi.cast("void *", self._registers.address + offset)))
+        return int.from_bytes(self._device.read(BAR0, offset, 4), "little")
+
+    def read64(self, offset: int) -> int:
+        """A 64-bit register."""
+        if self._registers is not None:
+            return int(lib.udrv_mmio_read64(ffi.cast("void *", self._registers.address + offset)))
+        return int.from_bytes(self._device.read(BAR0, offset, 8), "little")
+
+    def write32(self, offset: int, value: int) -> None:
+        """Write a 32-bit register."""
+        if self._registers is not None:
+            lib.udrv_mmio_write32(ffi.cast("void *", self._registers.address + offset), value)
+        else:
+            self._device.write(BAR0, offset, value.to_bytes(4, "little"))
+
+    def write64(self, offset: int, value: int) -> None:
+        """Write a 64-bit register, low half first where it takes two accesses."""
+        if self._registers is not None:
+            lib.udrv_mmio_write64(ffi.cast("void *", self._registers.address + offset), value)
+        else:
+            self._device.write(BAR0, offset, value.to_bytes(8, "little"))
+
+    def map_doorbells(self, queues: int, *, stride: int) -> None:
+        """Map the doorbells of queue ids 0 to `queues`, or as many as BAR 0 has.
+
+        Once: the addresses stay valid until `close`. `stride` is in bytes (CAP.DSTRD). Raises
+        `UnsupportedOnTransport` where the transport does not map them.
+        """
+        wanted = 2 * (queues + 1) * stride
+        size = min((wanted + _PAGE - 1) // _PAGE * _PAGE, self._size - DOORBELLS)
+        area = self._map_if_covered(DOORBELLS, size)
+        if area is None:
+            raise UnsupportedOnTransport(
+                "the doorbells cannot be mapped, only written by request, one message each",
+                device=self._device.name,
+                mend="let the server offer BAR 0 from 0x1000 for mmap",
+            )
+        self._doorbells = area
+        self._stride = stride
+        #: The highest queue id whose doorbells are mapped.
+        self.last_qid = min(queues, area.size // (2 * stride) - 1)
+
+    def doorbells(self, qid: int) -> tuple[int, int]:
+        """Addresses of (SQ tail, CQ head) doorbells of a queue id ("3.1.4 and following")."""
+        area = self._doorbells
+        if area is None or (2 * qid + 2) * self._stride > area.size:
+            raise UnsupportedOnTransport(
+                f"the doorbells of queue {qid} are not mapped", device=self._device.name
+            )
+        base = area.address + 2 * qid * self._stride
+        return base, base + self._stride
+
+    def check_alive(self, state: str | None = None) -> None:
+        """Raise `DeviceGoneError` if the device is gone.
+
+        All ones in CSTS alone prove nothing (a register may read so for a moment); the vendor id
+        in configuration space must read all ones too.
+        """
+        if self.read32(_CSTS) != ALL_ONES_32:
+            return
+        if int.from_bytes(self._device.read(CONFIG, 0, 2), "little") == 0xFFFF:
+            raise DeviceGoneError(
+                "registers and configuration space read all ones",
+                state=state,
+                device=self._device.name,
+                mend="the device was removed or lost its link: plug it in again, or rescan the bus",
+            )
