@@ -178,8 +178,8 @@ def _settings(kernel: Kernel, devices: Sequence[PlacedDevice], mode: str, end: s
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
 
 
-class _Stream:
-    """Passes bytes on until the end mark, which may arrive in pieces."""
+class MarkedStream:
+    """Passes bytes on to `sink` until the mark `end`, which may arrive in pieces."""
 
     def __init__(self, sink: Sink, end: bytes) -> None:
         self._sink = sink
@@ -188,6 +188,7 @@ class _Stream:
         self.ended = False
 
     def feed(self, data: bytes) -> None:
+        """Take in what arrived; what follows the mark is dropped."""
         if self.ended:
             return
         data = self._held + data
@@ -205,6 +206,7 @@ class _Stream:
             self._sink(data)
 
     def close(self) -> None:
+        """Pass on what was held back as the possible beginning of a mark."""
         if self._held and not self.ended:
             self._sink(self._held)
         self._held = b""
@@ -250,7 +252,9 @@ class _Guest:
         if idle is not None and self.ready is not None and now - last_report > idle:
             raise self.ended(f"no report for {idle:g} s", kind=LabTimeoutError)
 
-    def serve(self, streams: Mapping[str, _Stream], report: Sink) -> int:
+    def serve(
+        self, streams: Mapping[str, MarkedStream], report: Sink, stop: Callable[[], bool]
+    ) -> int:
         """Move bytes until the guest has told its status and all its output; the status."""
         control = b""
         last_report = self.started
@@ -260,10 +264,8 @@ class _Guest:
                 selector.register(self.ends[name], selectors.EVENT_READ, name)
             while self.status is None or not all(s.ended for s in streams.values()):
                 events = selector.select(0.5)
-                if not events:
-                    if self.process.poll() is not None:
-                        break
-                    self.check_time(last_report)
+                if not events and self.process.poll() is not None:
+                    break
                 for key, _ in events:
                     name = key.data
                     data = self.ends[name].recv(1 << 16)
@@ -278,8 +280,9 @@ class _Guest:
                         streams[name].feed(data)
                 if not selector.get_map():
                     break
-                if events:
-                    self.check_time(last_report)
+                self.check_time(last_report)
+                if stop():
+                    raise self.ended("the guest was told to stop")
         for stream in streams.values():
             stream.close()
         if self.status is None:
@@ -360,13 +363,14 @@ def run(
     stderr: Sink = _ignore,
     report: Sink = _ignore,
     say: Callable[[str], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
     terminal: bool = False,
 ) -> LabResult:
     """Boot a guest, run `command` in the current directory, return how it went.
 
     `stdout` and `stderr` get the command's output as it comes, `report` what it writes to
-    /dev/virtio-ports/udrv.report, `say` each step of ours. With `terminal`, the command has this
-    process's terminal instead.
+    /dev/virtio-ports/udrv.report, `say` each step of ours; `stop` is asked twice a second whether
+    to give up. With `terminal`, the command has this process's terminal instead.
 
     Raises `LabError` when the laboratory cannot be set up or the guest ended without a result,
     `LabTimeoutError` when a limit of `config` ran out. Faults in the kernel log raise nothing:
@@ -415,7 +419,8 @@ def run(
             terminal=terminal,
         ))
         mark = end_mark.encode()
-        status = guest.serve({"out": _Stream(stdout, mark), "err": _Stream(stderr, mark)}, report)
+        status = guest.serve(
+            {"out": MarkedStream(stdout, mark), "err": MarkedStream(stderr, mark)}, report, stop)
         guest.power_off()
         console = guest.console_text()
         finished = time.monotonic()
