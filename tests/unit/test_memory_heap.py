@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import threading
+import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -253,8 +255,10 @@ def test_a_forked_child_cannot_use_anything_and_releases_nothing() -> None:
         refused(memory, buffer, region)
         assert buffer[0] == 5
         # Releasing is silent: an error out of __exit__ would hide what the child ends with.
-        for release in (buffer.free, pin.release, region.free, memory.close):
-            release()
+        buffer.free()
+        pin.release()
+        region.free()
+        memory.close()
         events = list(mapper.events)
         with memory:
             pass
@@ -272,6 +276,28 @@ def test_a_forked_child_cannot_use_anything_and_releases_nothing() -> None:
     assert (np.asarray(buffer) == 5).all()
     assert pinned_one.pins == 1
     pin.release()
+    memory.close()
+
+
+def test_finalisers_in_a_forked_child_touch_nothing() -> None:
+    mapper = FakeMapper()
+    memory = DmaMemory(mapper, device="fake")
+    memory.region(4096)
+    buffer = memory.alloc(4096)
+    gone = weakref.ref(memory)
+
+    def child() -> None:
+        nonlocal buffer, memory
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            del buffer, memory
+            gc.collect()
+        assert gone() is None
+        assert warned == []
+        assert [kind for kind, _ in mapper.events] == ["map"]
+
+    report(child)
+    assert buffer.iova in range(buffer.pool.iova, buffer.pool.iova + POOL)
     memory.close()
 
 

@@ -212,8 +212,9 @@ def test_a_failure_at_any_step_leaves_nothing(step: str, monkeypatch: pytest.Mon
         install(patch, mapper, ledger)
         memory = DmaMemory(mapper, ledger=ledger, device="fake")
         before = memory._iovas.free_spans
-        with pytest.raises(error, match=message):
+        with pytest.raises(error, match=message) as caught:
             memory.alloc(POOL)
+        assert caught.tb is not None
         # At once, not when some garbage is collected: the traceback above is still alive.
         assert pool_mappings() == []
         assert pool_descriptors() == []
