@@ -240,7 +240,7 @@ int __udrv_qp_submit(struct udrv_qp *qp, const struct udrv_batch *b, uint32_t fi
 	uint32_t i, n;
 
 	if (unlikely(first > b->capacity || count > b->capacity - first ||
-		     b->slot >= UDRV_QP_SLOTS || b->lba_shift > 16))
+		     b->slot >= UDRV_QP_SLOTS || b->lba_shift < 9 || b->lba_shift > 16))
 		return -UDRV_EINVAL;
 	n = count < nr_free ? count : nr_free;
 

@@ -37,6 +37,8 @@ int __udrv_qp_wait(struct udrv_qp *qp, const struct udrv_completions *out, uint3
 	uint64_t start = udrv_monotonic_ns(), last = start;
 	uint32_t n = 0, round = 0;
 
+	if (unlikely(min > max || max > out->capacity))
+		return -UDRV_EINVAL;	/* or there would never be enough */
 	for (;;) {
 		int ret = __udrv_qp_reap(qp, out, n, max - n);
 		uint64_t now;

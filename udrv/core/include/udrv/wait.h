@@ -15,8 +15,8 @@
  * Reap at least min and at most max completions into out[0 ...], for at most timeout_ns. Spins for
  * spin_ns after the last completion, then sleeps on the pair's eventfd if it has one; spins on if
  * it has none. spin_ns = 0 sleeps at once, UDRV_SPIN_ONLY never.
- * Return: how many were delivered (less than min when the time ran out), or -UDRV_E*, or -errno
- * of ppoll().
+ * Return: how many were delivered (less than min when the time ran out), or -UDRV_E* (-UDRV_EINVAL
+ * for min > max: there would never be enough), or -errno of ppoll().
  */
 int udrv_qp_wait(struct udrv_qp *qp, const struct udrv_completions *out, uint32_t min,
 		 uint32_t max, uint64_t timeout_ns, uint64_t spin_ns);
