@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A software NVMe controller in a process of its own, spoken to over vfio-user.
+
+`start` runs one for this process and ends it with the session; `serve` serves one on a socket for
+anyone. It is an I/O controller after NVMe 1.4 with the NVM command set, strict about what a
+driver may do, and it knows nothing of udrv's own driver: the two share no definition.
+"""
+
+from __future__ import annotations
+
+from udrv.soft.options import SoftOptions, parse_options
+from udrv.soft.process import SoftProcess, start
+from udrv.soft.server import serve
+
+__all__ = ["SoftOptions", "SoftProcess", "parse_options", "serve", "start"]

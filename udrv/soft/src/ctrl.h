@@ -1,0 +1,309 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * ctrl.h - the controller: what all its parts share
+ *
+ *   ctrl.c      made and freed; registers, enable, shutdown, reset
+ *   pci.c       configuration space, interrupts
+ *   queue.c     doorbells, fetching, completing, creating and deleting queues
+ *   admin.c     admin commands; identify.c, feature.c, event.c (logs and events) belong to it
+ *   io.c        I/O commands, PRPs, and the media behind the namespaces
+ *   server.c    vfio-user messages; conn.c moves them; loop.c is the one loop
+ *
+ * One thread runs all of it; nothing here is shared with another thread, and the only things
+ * shared with another process are the doorbells and the client's memory. Whatever comes out of
+ * those is read once, into a local, and then checked.
+ */
+#ifndef UDRV_SOFT_CTRL_H
+#define UDRV_SOFT_CTRL_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include <udrv/soft.h>
+
+#include "dma.h"
+#include "wire.h"
+
+#define BAR0_SIZE 0x4000u
+#define BAR0_DOORBELLS 0x1000u
+#define BAR0_DOORBELLS_SIZE 0x1000u
+#define BAR0_MSIX_TABLE 0x2000u
+#define BAR0_MSIX_PBA 0x3000u
+#define PCI_CONFIG_SIZE 0x1000u
+
+#define MAX_QID UDRV_SOFT_MAX_QUEUES
+#define MAX_VECTORS (UDRV_SOFT_MAX_QUEUES + 1)
+#define MAX_MDTS 9u
+#define MAX_SEGMENTS ((1u << MAX_MDTS) + 1)
+#define AER_MAX 4u
+#define ERROR_LOG_ENTRIES 64u
+#define TEMPERATURE_K 310u
+#define WARNING_TEMPERATURE_K 343u
+#define CRITICAL_TEMPERATURE_K 358u
+
+static_assert(MAX_VECTORS * 16 <= BAR0_MSIX_PBA - BAR0_MSIX_TABLE, "the MSI-X table has room");
+static_assert((MAX_QID + 1) * 8 <= BAR0_DOORBELLS_SIZE, "the doorbells have room");
+
+/**
+ * struct soft_sq - a submission queue
+ * @stalled:	the completion queue had no room when this queue had its last turn
+ * @doorbell:	the value that was read from its doorbell last, valid or not
+ */
+struct soft_sq {
+	bool live;
+	bool stalled;
+	uint16_t qid;
+	uint16_t cqid;
+	uint32_t size;
+	uint32_t head;
+	uint32_t tail;
+	uint32_t doorbell;
+	uint64_t iova;
+	struct dma_ref ref;
+};
+
+/**
+ * struct soft_cq - a completion queue
+ * @free:	entries that may be written before the host's head doorbell moves
+ * @unsignalled: something was posted since the vector was signalled last
+ * @nr_sqs:	submission queues that complete here
+ */
+struct soft_cq {
+	bool live;
+	bool phase;
+	bool interrupts;
+	bool unsignalled;
+	uint16_t qid;
+	uint16_t vector;
+	uint32_t size;
+	uint32_t head;
+	uint32_t tail;
+	uint32_t free;
+	uint32_t doorbell;
+	uint32_t nr_sqs;
+	uint64_t iova;
+	struct dma_ref ref;
+};
+
+/**
+ * struct soft_irq - one MSI-X vector
+ * @fd:		the client's eventfd, or -1
+ * @masked:	by the client's DEVICE_SET_IRQS
+ * @pending:	raised while masked
+ */
+struct soft_irq {
+	int fd;
+	bool masked;
+	bool pending;
+};
+
+/**
+ * struct soft_media - the namespace behind one NSID
+ * @memory:	all of it, if it is memory
+ * @fd:		the file, if it is a file (the caller's), else -1
+ */
+struct soft_media {
+	uint64_t blocks;
+	uint32_t lba_shift;
+	int fd;
+	uint8_t *memory;
+	uint64_t bytes;
+};
+
+/* What Set Features changes; a controller reset puts the defaults back (nothing is saveable). */
+struct soft_features {
+	uint32_t arbitration;
+	uint32_t power;
+	uint32_t over_temperature;
+	uint32_t under_temperature;
+	uint32_t error_recovery;
+	uint32_t write_cache;
+	uint32_t coalescing;
+	uint32_t atomicity;
+	uint32_t events;
+	bool vector_uncoalesced[MAX_VECTORS];
+};
+
+/**
+ * struct soft_events - Asynchronous Event Requests and events
+ * @parked:	command ids of requests that wait for an event
+ * @pending:	an event of this type waits for a request
+ * @masked:	this type was reported; its log page must be read before it is reported again
+ * @dword:	Dword 0 of the completion that reports it
+ */
+struct soft_events {
+	uint32_t nr_parked;
+	uint16_t parked[AER_MAX];
+	bool pending[NV_EVENT_TYPES];
+	bool masked[NV_EVENT_TYPES];
+	uint32_t dword[NV_EVENT_TYPES];
+};
+
+struct soft_statistics {
+	uint64_t sectors_read; /* of 512 bytes */
+	uint64_t sectors_written;
+	uint64_t reads;
+	uint64_t writes;
+	uint64_t media_errors;
+	uint64_t unsafe_shutdowns;
+	uint64_t errors;
+	struct nv_error_entry log[ERROR_LOG_ENTRIES]; /* entry of error n at (n - 1) % ENTRIES */
+};
+
+struct udrv_soft {
+	struct udrv_soft_config cfg;
+
+	/* registers */
+	uint64_t cap;
+	uint32_t intms;
+	uint32_t cc;
+	uint32_t csts;
+	uint32_t aqa;
+	uint64_t asq;
+	uint64_t acq;
+	bool running; /* RDY, not CFS, not shut down: commands are fetched */
+
+	/* queues: by id, and the live ones in the order in which they are served */
+	_Atomic uint32_t *doorbells; /* SQ tail of queue n at 2n, CQ head at 2n + 1 */
+	int doorbell_fd;
+	struct soft_sq sq[MAX_QID + 1];
+	struct soft_cq cq[MAX_QID + 1];
+	uint32_t nr_sqs;
+	uint32_t nr_cqs;
+	uint16_t sqs[MAX_QID + 1];
+	uint16_t cqs[MAX_QID + 1];
+	uint32_t allocated_queues;
+
+	struct soft_features feature;
+	struct soft_events event;
+	struct soft_statistics stat;
+	uint64_t born_ns;
+
+	uint8_t pci[PCI_CONFIG_SIZE];
+	uint8_t msix_table[MAX_VECTORS * 16];
+	uint32_t nr_vectors;
+	struct soft_irq irq[MAX_VECTORS];
+
+	struct soft_media media[UDRV_SOFT_MAX_NS];
+
+	struct dma_table dma;
+	struct dma_ref list_ref;
+	struct dma_ref data_ref;
+	uint32_t nr_segments;
+	struct iovec segment[MAX_SEGMENTS];
+	union { /* what an admin command answers with */
+		uint8_t page[NV_PAGE_SIZE];
+		struct nv_id_ctrl id_ctrl;
+		struct nv_id_ns id_ns;
+		struct nv_smart smart;
+		struct nv_firmware firmware;
+	};
+
+	struct udrv_soft_counters *counters; /* shared with the caller, or private */
+	bool counters_mapped;
+};
+
+/* --- ctrl.c ------------------------------------------------------------------------------------ */
+
+/* soft_now_ns() - CLOCK_MONOTONIC, nanoseconds */
+uint64_t soft_now_ns(void);
+
+/* soft_bar_read() - registers, MSI-X table and PBA, doorbells; the range was checked */
+void soft_bar_read(struct udrv_soft *c, uint32_t offset, void *data, uint32_t count);
+
+/**
+ * soft_bar_write() - likewise; naturally aligned accesses of 4 or 8 bytes
+ * Return: 0 or -EINVAL.
+ */
+int soft_bar_write(struct udrv_soft *c, uint32_t offset, const void *data, uint32_t count);
+
+/* soft_fatal() - CSTS.CFS: nothing more is fetched until a reset */
+void soft_fatal(struct udrv_soft *c);
+
+/* soft_controller_reset() - CC.EN from 1 to 0 */
+void soft_controller_reset(struct udrv_soft *c);
+
+/* soft_function_reset() - as a function-level reset of a PCI function does it */
+void soft_function_reset(struct udrv_soft *c);
+
+/* --- pci.c -------------------------------------------------------------------------------------- */
+
+void soft_pci_reset(struct udrv_soft *c);
+void soft_pci_write(struct udrv_soft *c, uint32_t offset, const uint8_t *data, uint32_t count);
+
+/**
+ * soft_irq_arm() - take over an eventfd for a vector; -1 disarms
+ * Closes the one that it had.
+ */
+void soft_irq_arm(struct udrv_soft *c, uint32_t vector, int fd);
+void soft_irq_mask(struct udrv_soft *c, uint32_t vector, bool mask);
+bool soft_irq_raise(struct udrv_soft *c, uint32_t vector);
+
+/* --- queue.c ------------------------------------------------------------------------------------ */
+
+/* soft_queues_pass() - serve every queue once. Return: whether there was anything to do. */
+bool soft_queues_pass(struct udrv_soft *c);
+
+void soft_queues_start_admin(struct udrv_soft *c);
+void soft_queues_clear(struct udrv_soft *c);
+uint16_t soft_create_sq(struct udrv_soft *c, const struct nv_sqe *cmd);
+uint16_t soft_create_cq(struct udrv_soft *c, const struct nv_sqe *cmd);
+uint16_t soft_delete_sq(struct udrv_soft *c, const struct nv_sqe *cmd);
+uint16_t soft_delete_cq(struct udrv_soft *c, const struct nv_sqe *cmd);
+
+/**
+ * soft_complete_admin() - complete an admin command out of turn
+ * Return: false if the admin completion queue has no room.
+ */
+bool soft_complete_admin(struct udrv_soft *c, uint16_t cid, uint16_t status, uint32_t result);
+
+/* --- admin.c, identify.c, feature.c, event.c --------------------------------------------------- */
+
+/**
+ * soft_admin() - execute an admin command
+ * @result:	Dword 0 of its completion, 0 on entry
+ * Return: enum nv_status.
+ */
+uint16_t soft_admin(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t *result);
+
+uint16_t soft_identify(struct udrv_soft *c, const struct nv_sqe *cmd);
+uint16_t soft_set_feature(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t *result);
+uint16_t soft_get_feature(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t *result);
+void soft_features_reset(struct udrv_soft *c);
+
+uint16_t soft_get_log(struct udrv_soft *c, const struct nv_sqe *cmd);
+void soft_log_error(struct udrv_soft *c, const struct nv_sqe *cmd, uint16_t sqid,
+		    uint16_t status);
+void soft_event_raise(struct udrv_soft *c, enum nv_event_type type, uint32_t info, uint32_t log);
+void soft_events_deliver(struct udrv_soft *c);
+void soft_check_temperature(struct udrv_soft *c);
+
+/* --- io.c --------------------------------------------------------------------------------------- */
+
+uint16_t soft_io(struct udrv_soft *c, const struct nv_sqe *cmd);
+
+/**
+ * soft_map_data() - resolve a command's PRPs into c->segment
+ * @len:	bytes, 1 to the largest transfer
+ * @rights:	DMA_READ (host to controller) or DMA_WRITE
+ * Return: NV_OK, NV_PRP_OFFSET or NV_DATA_TRANSFER.
+ */
+uint16_t soft_map_data(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t len,
+		       uint32_t rights);
+
+/* soft_answer() - copy @len bytes, up to a page, to where the command's PRPs point */
+uint16_t soft_answer(struct udrv_soft *c, const struct nv_sqe *cmd, const void *data,
+		     uint32_t len);
+
+int soft_media_open(struct soft_media *m, const struct udrv_soft_ns *ns);
+void soft_media_close(struct soft_media *m);
+bool soft_media_sync(struct soft_media *m);
+
+static inline bool soft_ns_active(const struct udrv_soft *c, uint32_t nsid)
+{
+	return nsid >= 1 && nsid <= c->cfg.nr_ns;
+}
+
+#endif /* UDRV_SOFT_CTRL_H */

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The loop: queues, and every so often the socket. While there is work, and for a bounded time
+ * after it, it polls; then it sleeps on the socket, in naps that grow, and looks at the doorbells
+ * in between. While no queue can have work it sleeps until a message comes.
+ */
+#define _GNU_SOURCE
+#include "conn.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Passes over the queues between two looks at the socket. */
+#define SOCKET_EVERY 32u
+#define NAP_MIN_NS 50000u
+#define NAP_MAX_NS 1000000u
+
+struct nap {
+	uint64_t idle_since; /* 0: there was work in the last pass */
+	uint32_t ns;
+	uint32_t passes;
+};
+
+static void cpu_relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield" ::: "memory");
+#endif
+}
+
+/*
+ * Return: how long to wait for the socket in nanoseconds: 0 to look at it without waiting, -1 for
+ * ever, -2 not to look at all.
+ */
+static int64_t patience(struct udrv_soft *c, struct nap *nap, bool work)
+{
+	uint64_t now;
+	uint32_t ns;
+
+	if (!c->running) {
+		nap->idle_since = 0;
+		return -1;
+	}
+	if (work) {
+		nap->idle_since = 0;
+		nap->ns = NAP_MIN_NS;
+		return ++nap->passes % SOCKET_EVERY ? -2 : 0;
+	}
+	now = soft_now_ns();
+	if (!nap->idle_since)
+		nap->idle_since = now;
+	if (now - nap->idle_since < c->cfg.spin_us * 1000ull) {
+		cpu_relax();
+		return ++nap->passes % SOCKET_EVERY ? -2 : 0;
+	}
+	ns = nap->ns;
+	nap->ns = ns * 2 < NAP_MAX_NS ? ns * 2 : NAP_MAX_NS;
+	c->counters->naps++;
+	return ns;
+}
+
+/* Return: as conn_receive(), or UDRV_SOFT_STOPPED + 1 to stop. */
+static int wait_for(struct conn *conn, int stop_fd, int64_t wait_ns)
+{
+	struct pollfd pfd[2] = { { .fd = conn->sock, .events = POLLIN },
+				 { .fd = stop_fd, .events = POLLIN } };
+	struct timespec ts = { .tv_nsec = wait_ns > 0 ? (long)wait_ns : 0 };
+	int n = ppoll(pfd, 2, wait_ns < 0 ? NULL : &ts, NULL);
+
+	if (n < 0)
+		return errno == EINTR ? 0 : -errno;
+	if (pfd[1].revents)
+		return 2;
+	return pfd[0].revents ? conn_receive(conn) : 0;
+}
+
+static int serve(struct udrv_soft *c, struct conn *conn, int stop_fd)
+{
+	struct nap nap = { .ns = NAP_MIN_NS };
+
+	for (;;) {
+		bool work = c->running && soft_queues_pass(c);
+		int64_t wait = patience(c, &nap, work);
+		int got;
+
+		if (dma_guard_hit())
+			soft_fatal(c); /* the client's memory went away under a command */
+		if (wait == -2)
+			continue;
+		got = wait_for(conn, stop_fd, wait);
+		if (got == 0)
+			continue;
+		if (got == 2)
+			return UDRV_SOFT_STOPPED;
+		if (got == 1)
+			got = server_handle(c, conn);
+		if (got == -ECONNRESET || got == -EPIPE)
+			return UDRV_SOFT_PEER_CLOSED;
+		if (got < 0)
+			return got;
+	}
+}
+
+int udrv_soft_run(struct udrv_soft *c, int sock, int stop_fd)
+{
+	struct conn *conn = malloc(sizeof(*conn));
+	int err;
+
+	if (!conn)
+		return -ENOMEM;
+	err = dma_guard_enter(&c->dma);
+	if (err) {
+		free(conn);
+		return err;
+	}
+	conn_init(conn, sock);
+	err = serve(c, conn, stop_fd);
+	conn_forget(conn);
+	free(conn);
+	/*
+	 * The protocol would let the device keep its state for the next client. Its queues are in
+	 * memory that is gone, so it is reset; the namespaces keep their data.
+	 */
+	soft_function_reset(c);
+	for (uint32_t i = 0; i < c->nr_vectors; i++)
+		soft_irq_arm(c, i, -1);
+	dma_clear(&c->dma);
+	dma_guard_leave();
+	return err;
+}
+
+int udrv_soft_child(const void *config, size_t len)
+{
+	struct udrv_soft_config cfg;
+	struct udrv_soft *c;
+	char ready = 'R';
+	int err;
+
+	if (len != sizeof(cfg)) {
+		fprintf(stderr, "configuration of %zu bytes where %zu belong\n", len, sizeof(cfg));
+		return 2;
+	}
+	memcpy(&cfg, config, sizeof(cfg));
+	signal(SIGINT, SIG_IGN);
+	err = udrv_soft_new(&cfg, &c);
+	if (err) {
+		fprintf(stderr, "cannot make the controller: %s\n", strerror(-err));
+		return 1;
+	}
+	if (cfg.ready_fd >= 0) {
+		if (write(cfg.ready_fd, &ready, 1) != 1)
+			fprintf(stderr, "nobody waits for the controller\n");
+		close(cfg.ready_fd);
+	}
+	err = udrv_soft_run(c, cfg.sock_fd, -1);
+	udrv_soft_free(c);
+	if (err < 0) {
+		fprintf(stderr, "the connection ended: %s\n", strerror(-err));
+		return 1;
+	}
+	return 0;
+}
