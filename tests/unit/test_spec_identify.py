@@ -198,8 +198,11 @@ def test_smart_log_has_the_keys_of_nvme_cli() -> None:
 
 def test_error_log() -> None:
     entry = logs.ErrorLogEntry(error_count=3, status=0x4005 << 1 | 1, lba=9)
-    found = logs.decode_error_log(entry.encode() + bytes(64) + bytes(63))
-    assert len(found) == 2
+    later = logs.ErrorLogEntry(error_count=2)
+    found = logs.decode_error_log(
+        entry.encode() + later.encode() + bytes(64) + later.encode()[:63]
+    )
+    assert found == (entry, later)
     assert found[0].status_field == 0x4005
     out = found[0].to_dict()
     assert list(out) == ERROR_KEYS

@@ -130,13 +130,14 @@ def decode_smart_log(data: BytesLike) -> SmartLog:
 
 
 def decode_error_log(data: BytesLike) -> tuple[ErrorLogEntry, ...]:
-    """Decode as many whole entries as `data` has, those with an Error Count of 0 included."""
+    """Decode the whole entries of `data` that are valid (Error Count is not 0), newest first."""
     view = view_of(data)
     size = ErrorLogEntry.SIZE
-    return tuple(
+    entries = (
         ErrorLogEntry.decode(view[start : start + size])
         for start in range(0, len(view) - size + 1, size)
     )
+    return tuple(entry for entry in entries if entry.error_count)
 
 
 def decode_firmware_log(data: BytesLike) -> FirmwareSlotLog:
