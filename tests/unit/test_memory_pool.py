@@ -58,7 +58,7 @@ def test_pool_is_a_sealed_memfd_mapped_for_the_device() -> None:
         assert seals & fcntl.F_SEAL_SHRINK
         assert seals & fcntl.F_SEAL_SEAL
         assert fcntl.fcntl(pool.fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
-        for size in (0, POOL - 4096, POOL + 4096):
+        for size in (0, 2 * POOL):
             with pytest.raises(PermissionError):
                 os.ftruncate(pool.fd, size)
 
