@@ -13,7 +13,7 @@ REPORTS := build/reports
 
 # What a change of rebuilds the extension modules.
 C_SOURCES := setup.py $(wildcard udrv/*/src/*.[ch] udrv/*/include/udrv/*.h udrv/*/decl/*.h udrv/*/_build.py)
-C_FLAGS := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror -fsyntax-only
+C_FLAGS := -std=c11 -D_GNU_SOURCE= -O2 -Wall -Wextra -Werror -fsyntax-only
 C_INCLUDES := $(patsubst %,-I%,$(wildcard udrv/*/include))
 AARCH64_CC := aarch64-linux-gnu-gcc
 
@@ -41,7 +41,7 @@ test-fast: $(VENV)/.installed-dev $(VENV)/.built ## unit tests and the software 
 
 test-lab: system ## the full counts
 	$(MAKE) $(VENV)/.installed-dev $(VENV)/.built lab-kernel
-	$(PYTEST) tests -m full --junitxml=$(REPORTS)/full.xml
+	$(PYTEST) tests -m full --junitxml=$(REPORTS)/full.xml || [ $$? -eq 5 ] # 5: there are none
 
 lint: $(VENV)/.installed-dev $(VENV)/.built ## ruff, mypy --strict, the layers, C warnings (x86-64 and aarch64)
 	$(BIN)/ruff check .
@@ -56,7 +56,7 @@ lint: $(VENV)/.installed-dev $(VENV)/.built ## ruff, mypy --strict, the layers, 
 
 ext: $(VENV)/.built ## build the extension modules in place (UDRV_EXTENSIONS=core: only it)
 
-stubs: $(VENV)/.built ## write the type stubs of the extension modules anew
+stubs: $(VENV)/.built ## write the type stubs of the extension modules (`make ext` does it too)
 	$(BIN)/python tools/make_stubs.py
 
 system: ## the system packages that the tests need (as root; else prints the line to run)
@@ -88,4 +88,4 @@ $(VENV)/.installed-dev: pyproject.toml setup.py tools/setup.sh
 $(VENV)/.built: $(C_SOURCES) | $(VENV)/.installed
 	@mkdir -p build
 	flock build/.lock $(BIN)/python setup.py -q build_ext --inplace --force
-	@if [ -z "$$UDRV_EXTENSIONS" ]; then touch $@; fi
+	@if [ -z "$$UDRV_EXTENSIONS" ]; then $(BIN)/python tools/make_stubs.py && touch $@; fi

@@ -29,7 +29,7 @@ die() {
 # --- system packages ---------------------------------------------------------------------------
 
 apt_install() {
-	DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 \
+	DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 \
 		install --no-install-recommends "$@" </dev/null
 }
 
@@ -70,14 +70,14 @@ need() {
 
 is_static() {
 	# the laboratory's initramfs has no C library to load
-	path=$(command -v busybox) && ! grep -q 'ld-linux' "$path"
+	path=$(command -v busybox) && ! head -c 2048 "$path" | grep -q 'ld-linux'
 }
 
 system() {
 	need qemu-system-x86 command -v qemu-system-x86_64
 	need busybox-static is_static
-	need cpio command -v cpio
 	need kmod command -v modinfo
+	need zstd command -v zstd
 	need fio command -v fio
 	need nvme-cli command -v nvme
 	need gcc-aarch64-linux-gnu command -v aarch64-linux-gnu-gcc
