@@ -11,7 +11,7 @@ import numpy as np
 from udrv.errors import CommandTimeoutError, InvalidRequestError
 from udrv.fork import ForkGuard
 from udrv.memory import DmaMemory
-from udrv.nvme.batch import Completions
+from udrv.nvme.batch import STATUS_CODE, Completions
 from udrv.nvme.lifecycle import Lifecycle
 from udrv.nvme.pair import QueuePair
 from udrv.nvme.spec.opcodes import AdminOpcode
@@ -95,7 +95,7 @@ class AdminQueue:
             status = int(self._completions.status[0])
             result = int(self._completions.result[0])
             data = buffer.tobytes() if buffer is not None and read else b""
-        if status:
+        if status & STATUS_CODE:  # CRD, M and DNR alone make no error
             raise error_from_status(
                 status,
                 command=describe(sqe),

@@ -33,6 +33,9 @@ FLUSH = int(IoOpcode.FLUSH)
 FUA = 1 << 14
 LIMITED_RETRY = 1 << 15
 
+#: SCT and SC, as in the `status` column: 0 is success, whatever CRD, M and DNR say.
+STATUS_CODE = 0x7FF
+
 
 def _address(ctype: str, column: npt.NDArray[Any]) -> Any:
     """C's pointer to a column; the object that holds the pointer holds the column, too."""

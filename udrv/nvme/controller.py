@@ -289,8 +289,8 @@ class Controller:
 
     def error_log(self) -> tuple[ErrorLogEntry, ...]:
         """Error Information entries that are in use, the newest first."""
-        count = min(self.identify.elpe + 1, PRP_MAX_TRANSFER // _ERROR_ENTRY_SIZE)
-        return decode_error_log(self.get_log_page(LogId.ERROR_INFORMATION, count * _ERROR_ENTRY_SIZE))
+        size = (self.identify.elpe + 1) * _ERROR_ENTRY_SIZE
+        return decode_error_log(self.get_log_page(LogId.ERROR_INFORMATION, size))
 
     # --- memory and queues ------------------------------------------------------------------
 

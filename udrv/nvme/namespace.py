@@ -17,7 +17,7 @@ from udrv.errors import (
     UnsupportedOnTransport,
 )
 from udrv.memory import Buffer, as_buffer
-from udrv.nvme.batch import FLUSH, FUA, READ, WRITE, Batch
+from udrv.nvme.batch import FLUSH, FUA, READ, STATUS_CODE, WRITE, Batch
 from udrv.nvme.queue import Queue
 from udrv.nvme.spec.identify import IdentifyNamespace
 from udrv.nvme.status import error_from_status
@@ -221,7 +221,7 @@ class Namespace:
                 if not len(reaped):
                     queue.give_up(batch, what, timeout)
                 left -= len(reaped)
-                for row in np.flatnonzero(reaped.status):
+                for row in np.flatnonzero(reaped.status & STATUS_CODE):
                     index = int(reaped.user_data[row])
                     if bad is None or index < bad[0]:
                         bad = (index, int(reaped.status[row]), int(reaped.result[row]))
