@@ -4,6 +4,7 @@ UDRV_EXTENSIONS=core,soft builds only those (a developer's short cut).
 """
 
 import os
+import sysconfig
 
 from setuptools import setup
 
@@ -13,4 +14,10 @@ BUILDERS = {
 }
 wanted = os.environ.get("UDRV_EXTENSIONS", ",".join(BUILDERS)).split(",")
 
-setup(cffi_modules=[BUILDERS[name] for name in wanted if name])
+# cffi uses the limited API, so one wheel does for 3.11 and newer; a free-threaded Python has none.
+limited_api = not sysconfig.get_config_var("Py_GIL_DISABLED")
+
+setup(
+    cffi_modules=[BUILDERS[name] for name in wanted if name],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if limited_api else {},
+)
