@@ -257,6 +257,16 @@ class NvmeStatusError(UdrvError):
         self.result = result
 
 
+class DataMismatchError(UdrvError):
+    """Data that was read is not what was written. `lba` is the first block that differs."""
+
+    def __init__(
+        self, tried: str, *, lba: int, device: str | None = None, mend: str | None = None
+    ) -> None:
+        super().__init__(tried, device=device, mend=mend)
+        self.lba = lba
+
+
 # --- the laboratory ------------------------------------------------------------------------------
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A device that lives in a Python thread, for driving the C load generator without hardware.
 
 Rings, doorbells and data are plain memory; an IOVA is this process's own address. Test

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The load generator's loop, against a device in a thread that keeps a log of what it was asked."""
 
 from __future__ import annotations

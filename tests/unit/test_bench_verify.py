@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Verification: a correct device passes, and each way of losing data is found and named."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The histogram: quantiles against numpy's exact ones, merging, and its edges."""
 
 from __future__ import annotations

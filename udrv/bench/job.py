@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One job of the load generator: the Python owner of `struct udrv_bench_job` and its memory.
 
 The loop itself is C (`udrv/core/include/udrv/bench.h` is its manual); here is only what it must
