@@ -12,7 +12,12 @@ import os
 import time
 from typing import Any
 
+import hypothesis
 import pytest
+
+# no timed assertion: machines are slow, shared and emulated
+hypothesis.settings.register_profile("udrv", deadline=None)
+hypothesis.settings.load_profile("udrv")
 
 pytest_plugins = ["udrv.lab.pytest_plugin"]
 

@@ -92,7 +92,7 @@ def test_killed_in_the_middle_of_writes(bdf: str) -> None:
     kill_many(bdf, 5, seed=1)
 
 
-@pytest.mark.full
+@pytest.mark.full(minutes=8)
 @pytest.mark.timeout(1500)
 def test_killed_fifty_times(bdf: str) -> None:
     kill_many(bdf, 50, seed=2)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import udrv
-from udrv import pci
 from udrv.lab.info import LabDevice
 from udrv.nvme import READ, WRITE, Controller, Namespace
 
@@ -77,7 +76,7 @@ def transfer(ctrl: Controller, ns: Namespace, opcode: int, seed: int, data: np.n
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("nsid", [1, pytest.param(2, marks=pytest.mark.full)])
+@pytest.mark.parametrize("nsid", [1, pytest.param(2, marks=pytest.mark.full(minutes=4))])
 def test_written_by_us_read_by_the_kernel_and_back(
     lab_devices: tuple[LabDevice, ...], nsid: int
 ) -> None:

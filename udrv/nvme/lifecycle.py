@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from udrv.errors import (
     ControllerFatalError,
@@ -71,6 +72,10 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 _SHUTDOWN_SECONDS = 10.0
 #: What the controller is given beyond its own CAP.TO: an emulated one may run at any speed.
 _GRACE_SECONDS = 2.0
+#: CSTS bits that this driver looks at; others are reserved.
+_CSTS_BITS = 0x7F
+#: Reads of a CSTS of all ones, a millisecond apart, before it counts as fatal.
+_TRIES = 5
 
 
 class Lifecycle:
@@ -140,7 +145,8 @@ class Lifecycle:
         """CC.EN = 0 and wait for CSTS.RDY = 0: from then on the device touches no memory."""
         self.enter(State.DISABLE)
         cc = Cc.unpack(self._registers.read32(Offset.CC))
-        if cc.en and not self._csts().rdy:
+        csts = self._csts()
+        if cc.en and not (csts and csts.rdy):
             # "the host should not clear EN before RDY is 1": an earlier enable is under way
             self._wait("the end of an earlier enable", lambda csts: csts.rdy == 1, fatal_ends=True)
         if cc.en:
@@ -189,21 +195,28 @@ class Lifecycle:
 
     # --- waiting ----------------------------------------------------------------------------
 
-    def _csts(self) -> Csts:
+    def _csts(self) -> Csts | None:
+        """CSTS; None while it cannot be read although the device is there."""
         raw = self._registers.read32(Offset.CSTS)
-        if raw == ALL_ONES_32:
-            self._registers.check_alive(self.state.value)
-        return Csts.unpack(raw & 0x7F)
-
-    def check_alive(self) -> None:
-        """Raise `DeviceGoneError` or `ControllerFatalError` if that is what happened."""
+        if raw != ALL_ONES_32:
+            return Csts.unpack(raw & _CSTS_BITS)
         try:
-            csts = self._csts()
+            self._registers.check_alive(self.state.value)
         except DeviceGoneError:
             self.enter(State.GONE)
             raise
-        if csts.cfs:
-            self._fatal()
+        return None
+
+    def check_alive(self) -> None:
+        """Raise `DeviceGoneError` or `ControllerFatalError` if that is what happened."""
+        for _ in range(_TRIES):
+            csts = self._csts()
+            if csts is not None:
+                if csts.cfs:
+                    self._fatal("CSTS.CFS is set: the controller reports a fatal error")
+                return
+            self._sleep(0.001)
+        self._fatal("CSTS reads all ones, although configuration space answers")
 
     def _wait(
         self,
@@ -219,15 +232,12 @@ class Lifecycle:
         pause = 0.0001
         while True:
             late = self._clock() >= deadline  # before the read: the last look is after the limit
-            try:
-                csts = self._csts()
-            except DeviceGoneError:
-                self.enter(State.GONE)
-                raise
-            if done(csts):
-                return
-            if csts.cfs and fatal_ends:
-                self._fatal()
+            csts = self._csts()
+            if csts is not None:
+                if done(csts):
+                    return
+                if csts.cfs and fatal_ends:
+                    self._fatal("CSTS.CFS is set: the controller reports a fatal error")
             if late:
                 where = self.state.value
                 self.enter(State.FAILED)
@@ -241,18 +251,18 @@ class Lifecycle:
             self._sleep(pause)
             pause = min(pause * 2, 0.01)
 
-    def _fatal(self) -> None:
+    def _fatal(self, what: str) -> NoReturn:
         where = self.state.value
-        if self.state is not State.FAILED:
+        if State.FAILED in TRANSITIONS[self.state]:
             self.enter(State.FAILED)
         raise ControllerFatalError(
-            "CSTS.CFS is set: the controller reports a fatal error",
+            what,
             state=where,
             device=self._device,
             mend="close it and open it again, which resets the controller",
         )
 
-    def _gone(self, what: str) -> None:
+    def _gone(self, what: str) -> NoReturn:
         self._registers.check_alive(self.state.value)
         raise DeviceGoneError(
             what, state=self.state.value, device=self._device,
