@@ -41,8 +41,8 @@ def test_the_wheel_of_the_source_archive_works_elsewhere(tmp_path: Path) -> None
     with tarfile.open(archive) as tar:
         tar.extractall(tmp_path / "unpacked", filter="data")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
-    run(sys.executable, *PIP, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, unpacked,
-        cwd=tmp_path)
+    wheel_options = ["--no-deps", "--no-build-isolation", "-w", tmp_path]
+    run(sys.executable, *PIP, "wheel", *wheel_options, unpacked, cwd=tmp_path)
 
     (wheel,) = tmp_path.glob("udrv-*.whl")
     assert "-cp311-abi3-" in wheel.name
