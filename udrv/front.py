@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -19,28 +18,15 @@ from udrv.memory import Ledger
 from udrv.nvme.controller import DEFAULT_ENTRIES, DEFAULT_QUEUES, Controller
 from udrv.vfio.device import Device
 
-_BDF = re.compile(r"(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-1][0-9a-f]\.[0-7]")
-
 _Opener = Callable[[str, bool, ExitStack], Device]
-
-
-def normalize_bdf(text: str) -> str:
-    """A PCI address with its domain, lower case: "1:00.0" is refused, "01:00.0" is domain 0000."""
-    bdf = text.lower()
-    if not _BDF.fullmatch(bdf):
-        raise TargetError(
-            f"{text!r} is no PCI address", mend="write domain:bus:device.function: 0000:01:00.0"
-        )
-    return bdf if bdf.count(":") == 2 else f"0000:{bdf}"
 
 
 def _open_pci(rest: str, bind: bool, resources: ExitStack) -> Device:
     from udrv.vfio.kernel import open_vfio
 
-    bdf = normalize_bdf(rest)
     if bind:
-        resources.enter_context(pci.bound(bdf))
-    return open_vfio(bdf)
+        resources.enter_context(pci.bound(rest))
+    return open_vfio(rest)
 
 
 def _open_vfio_user(rest: str, bind: bool, resources: ExitStack) -> Device:

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include <udrv/barrier.h>
@@ -8,6 +9,13 @@
 
 /* Rounds of polling between two looks at the clock. */
 #define SPIN_ROUNDS 32
+
+/*
+ * A poller that has seen nothing for this long offers its CPU to whoever else is runnable: a
+ * device that is itself a process may be waiting for just this CPU. Where nobody is, the call
+ * returns at once.
+ */
+#define YIELD_AFTER_NS 100000u
 
 /* Sleep on the interrupt for at most ns. Return: 0, or -errno. */
 static int sleep_on(int fd, uint64_t ns)
@@ -63,6 +71,8 @@ int __udrv_qp_wait(struct udrv_qp *qp, const struct udrv_completions *out, uint3
 			ret = sleep_on(qp->eventfd, timeout_ns - (now - start));
 			if (ret < 0)
 				return ret;
+		} else if (now - last >= YIELD_AFTER_NS) {
+			sched_yield();
 		}
 	}
 }
