@@ -25,7 +25,7 @@ uint64_t soft_now_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
-/* --- made and freed ------------------------------------------------------------------------------ */
+/* --- made and freed ------------------------------------------------------------------------ */
 
 static bool config_valid(const struct udrv_soft_config *cfg)
 {
@@ -140,7 +140,7 @@ void udrv_soft_free(struct udrv_soft *c)
 	free(c);
 }
 
-/* --- enable, disable, shut down ------------------------------------------------------------------ */
+/* --- enable, disable, shut down ------------------------------------------------------------ */
 
 static void update_running(struct udrv_soft *c)
 {
@@ -241,7 +241,7 @@ static void write_cc(struct udrv_soft *c, uint32_t value)
 	}
 }
 
-/* --- BAR0 ------------------------------------------------------------------------------------------ */
+/* --- BAR0 ---------------------------------------------------------------------------------- */
 
 static void put32(uint8_t *image, uint32_t at, uint32_t value)
 {

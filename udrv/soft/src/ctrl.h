@@ -205,7 +205,7 @@ struct udrv_soft {
 	bool counters_mapped;
 };
 
-/* --- ctrl.c ------------------------------------------------------------------------------------ */
+/* --- ctrl.c -------------------------------------------------------------------------------- */
 
 /* soft_now_ns() - CLOCK_MONOTONIC, nanoseconds */
 uint64_t soft_now_ns(void);
@@ -228,7 +228,7 @@ void soft_controller_reset(struct udrv_soft *c);
 /* soft_function_reset() - as a function-level reset of a PCI function does it */
 void soft_function_reset(struct udrv_soft *c);
 
-/* --- pci.c -------------------------------------------------------------------------------------- */
+/* --- pci.c --------------------------------------------------------------------------------- */
 
 void soft_pci_reset(struct udrv_soft *c);
 void soft_pci_write(struct udrv_soft *c, uint32_t offset, const uint8_t *data, uint32_t count);
@@ -241,7 +241,7 @@ void soft_irq_arm(struct udrv_soft *c, uint32_t vector, int fd);
 void soft_irq_mask(struct udrv_soft *c, uint32_t vector, bool mask);
 bool soft_irq_raise(struct udrv_soft *c, uint32_t vector);
 
-/* --- queue.c ------------------------------------------------------------------------------------ */
+/* --- queue.c ------------------------------------------------------------------------------- */
 
 /* soft_queues_pass() - serve every queue once. Return: whether there was anything to do. */
 bool soft_queues_pass(struct udrv_soft *c);
@@ -259,7 +259,7 @@ uint16_t soft_delete_cq(struct udrv_soft *c, const struct nv_sqe *cmd);
  */
 bool soft_complete_admin(struct udrv_soft *c, uint16_t cid, uint16_t status, uint32_t result);
 
-/* --- admin.c, identify.c, feature.c, event.c --------------------------------------------------- */
+/* --- admin.c, identify.c, feature.c, event.c ----------------------------------------------- */
 
 /**
  * soft_admin() - execute an admin command
@@ -280,7 +280,7 @@ void soft_event_raise(struct udrv_soft *c, enum nv_event_type type, uint32_t inf
 void soft_events_deliver(struct udrv_soft *c);
 void soft_check_temperature(struct udrv_soft *c);
 
-/* --- io.c --------------------------------------------------------------------------------------- */
+/* --- io.c ---------------------------------------------------------------------------------- */
 
 uint16_t soft_io(struct udrv_soft *c, const struct nv_sqe *cmd);
 

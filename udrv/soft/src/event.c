@@ -10,7 +10,7 @@
 #define WARN_TEMPERATURE (1u << 1)
 #define RETAIN_EVENT (1u << 15)
 
-/* --- the error log ------------------------------------------------------------------------------ */
+/* --- the error log ------------------------------------------------------------------------- */
 
 void soft_log_error(struct udrv_soft *c, const struct nv_sqe *cmd, uint16_t sqid, uint16_t status)
 {
@@ -44,7 +44,7 @@ static uint32_t fill_error_log(const struct udrv_soft *c, uint8_t *page)
 static_assert(ERROR_LOG_ENTRIES * sizeof(struct nv_error_entry) <= NV_PAGE_SIZE,
 	      "the error log fits into a page");
 
-/* --- the other logs --------------------------------------------------------------------------------- */
+/* --- the other logs ------------------------------------------------------------------------ */
 
 static uint8_t warnings(const struct udrv_soft *c)
 {
@@ -143,7 +143,7 @@ uint16_t soft_get_log(struct udrv_soft *c, const struct nv_sqe *cmd)
 	return status;
 }
 
-/* --- events ------------------------------------------------------------------------------------------ */
+/* --- events -------------------------------------------------------------------------------- */
 
 void soft_event_raise(struct udrv_soft *c, enum nv_event_type type, uint32_t info, uint32_t log)
 {

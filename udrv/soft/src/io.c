@@ -13,7 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* --- physical region pages ---------------------------------------------------------------------- */
+/* --- physical region pages ----------------------------------------------------------------- */
 
 static bool add_segment(struct udrv_soft *c, uint64_t iova, uint32_t len, uint32_t rights)
 {
@@ -107,7 +107,7 @@ uint16_t soft_answer(struct udrv_soft *c, const struct nv_sqe *cmd, const void *
 	return NV_OK;
 }
 
-/* --- the media ------------------------------------------------------------------------------------ */
+/* --- the media ----------------------------------------------------------------------------- */
 
 int soft_media_open(struct soft_media *m, const struct udrv_soft_ns *ns)
 {
@@ -235,7 +235,7 @@ static uint16_t file_zero(struct soft_media *m, uint64_t at, uint64_t len)
 	return NV_OK;
 }
 
-/* --- commands ------------------------------------------------------------------------------------- */
+/* --- commands ------------------------------------------------------------------------------ */
 
 static bool in_range(const struct soft_media *m, uint64_t slba, uint32_t blocks)
 {

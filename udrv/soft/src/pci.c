@@ -119,7 +119,7 @@ void soft_pci_write(struct udrv_soft *c, uint32_t offset, const uint8_t *data, u
 		soft_function_reset(c);
 }
 
-/* --- interrupts ------------------------------------------------------------------------------------ */
+/* --- interrupts ---------------------------------------------------------------------------- */
 
 void soft_irq_arm(struct udrv_soft *c, uint32_t vector, int fd)
 {

@@ -70,7 +70,7 @@ static bool look_at_cq(struct udrv_soft *c, struct soft_cq *cq)
 	return true;
 }
 
-/* --- completing -------------------------------------------------------------------------------- */
+/* --- completing ---------------------------------------------------------------------------- */
 
 /* The caller made sure that there is room. */
 static void post(struct udrv_soft *c, struct soft_cq *cq, const struct soft_sq *sq, uint16_t cid,
@@ -121,7 +121,7 @@ static void signal_cqs(struct udrv_soft *c)
 	}
 }
 
-/* --- fetching ---------------------------------------------------------------------------------- */
+/* --- fetching ------------------------------------------------------------------------------ */
 
 static void execute(struct udrv_soft *c, struct soft_sq *sq, struct soft_cq *cq,
 		    const struct nv_sqe *cmd)
@@ -198,7 +198,7 @@ bool soft_queues_pass(struct udrv_soft *c)
 	return work;
 }
 
-/* --- made and deleted ----------------------------------------------------------------------------- */
+/* --- made and deleted ---------------------------------------------------------------------- */
 
 static void list_add(uint16_t *list, uint32_t *nr, uint16_t qid)
 {

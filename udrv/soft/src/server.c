@@ -26,7 +26,7 @@ static void reply_with(struct conn *conn, const void *data, uint32_t len)
 	conn->out_len += len;
 }
 
-/* --- VERSION -------------------------------------------------------------------------------------- */
+/* --- VERSION ------------------------------------------------------------------------------- */
 
 /*
  * The one capability that concerns us is how many descriptors the client takes in a message,
@@ -89,7 +89,7 @@ static int version(struct udrv_soft *c, struct conn *conn)
 	return 0;
 }
 
-/* --- memory ----------------------------------------------------------------------------------------- */
+/* --- memory -------------------------------------------------------------------------------- */
 
 static int dma_map(struct udrv_soft *c, struct conn *conn)
 {
@@ -129,7 +129,7 @@ static int dma_unmap(struct udrv_soft *c, struct conn *conn)
 	return err;
 }
 
-/* --- what there is ---------------------------------------------------------------------------------- */
+/* --- what there is ------------------------------------------------------------------------- */
 
 static int device_info(struct udrv_soft *c, struct conn *conn)
 {
@@ -217,7 +217,7 @@ static int irq_info(struct udrv_soft *c, struct conn *conn)
 	return 0;
 }
 
-/* --- interrupts --------------------------------------------------------------------------------------- */
+/* --- interrupts ---------------------------------------------------------------------------- */
 
 /* A write to a pipe or a socket could block the only thread; one to a file would change it. */
 static bool is_eventfd(int fd)
@@ -295,7 +295,7 @@ static int set_irqs(struct udrv_soft *c, struct conn *conn)
 	return 0;
 }
 
-/* --- region access -------------------------------------------------------------------------------------- */
+/* --- region access ------------------------------------------------------------------------- */
 
 static int check_access(const struct conn *conn, struct vu_access *a)
 {
@@ -355,7 +355,7 @@ static int device_reset(struct udrv_soft *c, struct conn *conn)
 	return 0;
 }
 
-/* --- all of them --------------------------------------------------------------------------------------------- */
+/* --- all of them --------------------------------------------------------------------------- */
 
 typedef int (*message_fn)(struct udrv_soft *c, struct conn *conn);
 

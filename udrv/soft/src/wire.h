@@ -23,7 +23,7 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "structures are used as
 #define NV_CQE_SIZE 16u
 #define NV_NSID_ALL 0xffffffffu
 
-/* --- registers (3.1) ------------------------------------------------------------------------ */
+/* --- registers (3.1) ----------------------------------------------------------------------- */
 
 enum nv_reg {
 	NV_REG_CAP = 0x00,
@@ -58,7 +58,7 @@ enum nv_reg {
 #define NV_CSTS_SHST_MASK 0x0cu
 #define NV_CSTS_SHST_DONE 0x08u
 
-/* --- queue entries (4.2, 4.6) ----------------------------------------------------------------- */
+/* --- queue entries (4.2, 4.6) -------------------------------------------------------------- */
 
 struct nv_sqe {
 	uint8_t opcode;
@@ -130,7 +130,7 @@ enum nv_status {
 	NV_NO_COMPLETION = 0x8000,
 };
 
-/* --- opcodes (figures 140 and 346) ------------------------------------------------------------ */
+/* --- opcodes (figures 140 and 346) --------------------------------------------------------- */
 
 enum nv_admin_opcode {
 	NV_ADM_DELETE_SQ = 0x00,
@@ -154,7 +154,7 @@ enum nv_io_opcode {
 
 #define NV_IO_FUA (1u << 30) /* CDW12 of Read, Write and Write Zeroes */
 
-/* --- identify (5.15) --------------------------------------------------------------------------- */
+/* --- identify (5.15) ----------------------------------------------------------------------- */
 
 struct nv_id_power_state {
 	uint16_t mp;
@@ -249,7 +249,7 @@ static_assert(sizeof(struct nv_id_ns) == 4096, "identify namespace");
 static_assert(offsetof(struct nv_id_ns, nguid) == 104, "NGUID");
 static_assert(offsetof(struct nv_id_ns, lbaf) == 128, "LBAF0");
 
-/* --- logs (5.14.1) ------------------------------------------------------------------------------ */
+/* --- logs (5.14.1) ------------------------------------------------------------------------- */
 
 enum nv_log {
 	NV_LOG_ERROR = 0x01,
@@ -306,7 +306,7 @@ struct nv_firmware {
 };
 static_assert(sizeof(struct nv_firmware) == 512, "firmware slot information");
 
-/* --- features (5.21.1) --------------------------------------------------------------------------- */
+/* --- features (5.21.1) --------------------------------------------------------------------- */
 
 enum nv_feature {
 	NV_FEAT_ARBITRATION = 0x01,
@@ -321,7 +321,7 @@ enum nv_feature {
 	NV_FEAT_EVENTS = 0x0b,
 };
 
-/* --- asynchronous events (5.2.1) ------------------------------------------------------------------ */
+/* --- asynchronous events (5.2.1) ----------------------------------------------------------- */
 
 enum nv_event_type {
 	NV_EVENT_ERROR = 0,

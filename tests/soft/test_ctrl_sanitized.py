@@ -1,0 +1,25 @@
+"""The controller's own tests once more, on a build with AddressSanitizer and UBSan."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+FILES = ["test_ctrl_admin.py", "test_ctrl_io.py", "test_ctrl_life.py", "test_vfio_server.py"]
+
+
+@pytest.mark.skipif("UDRV_SOFT_PROGRAM" in os.environ, reason="this is that run")
+def test_under_sanitizers() -> None:
+    subprocess.run(["make", "-s", "-C", str(HERE)], check=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+         *(str(HERE / name) for name in FILES)],
+        env=os.environ | {"UDRV_SOFT_PROGRAM": str(HERE / "build" / "soft-asan")},
+        capture_output=True, text=True, check=False,
+    )
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
