@@ -33,14 +33,14 @@ def _listed(bdf: str) -> dict[str, Any]:
     return next(one for one in _json("list")["devices"] if one["bdf"] == bdf)
 
 
-def _disk(bdf: str) -> Path:
-    """Return the node of the function's first namespace; the kernel scans in the background."""
+def _disk(bdf: str, namespaces: int = 1) -> Path:
+    """Return the node of the first namespace when all are there: the kernel scans on its own."""
     for _ in range(600):
         names = [ns["name"] for ns in _listed(bdf)["namespaces"]]
-        if names and Path("/dev", names[0]).exists():
+        if len(names) == namespaces and all(Path("/dev", name).exists() for name in names):
             return Path("/dev", names[0])
         time.sleep(0.1)
-    raise AssertionError(f"no namespace of {bdf} came back")
+    raise AssertionError(f"{bdf} has {names}, not {namespaces} namespaces")
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def given_back(lab_devices: tuple[LabDevice, ...]) -> Iterator[tuple[str, str]]:
 def test_list_shows_serials_and_namespaces(lab_devices: tuple[LabDevice, ...]) -> None:
     for device in lab_devices[:2]:
         bdf = str(device.bdf)
-        _disk(bdf)
+        _disk(bdf, len(device.namespaces))
         listed = _listed(bdf)
         assert listed["driver"] == "nvme"
         assert listed["serial"] == device.serial

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,10 +87,8 @@ def answers(
     """{question: (nvme-cli's answer, ours)} of one device, which is given back at the end."""
     device = lab_devices[request.param]
     bdf = str(device.bdf)
-    names = sorted(Path(f"/sys/bus/pci/devices/{bdf}/nvme").iterdir())
-    node = f"/dev/{names[0].name}"
-    nsids = [entry["nsid"] for entry in _theirs("list-ns", node)["nsid_list"]]
-    assert len(nsids) == len(device.namespaces)
+    node, nsids = _kernel_node(bdf, len(device.namespaces))
+    assert [entry["nsid"] for entry in _theirs("list-ns", node)["nsid_list"]] == nsids
     theirs = {"id-ctrl": _theirs("id-ctrl", node), "smart-log": _theirs("smart-log", node)}
     for nsid in nsids:
         theirs[f"id-ns {nsid}"] = _theirs("id-ns", node, "-n", str(nsid))
@@ -107,6 +105,18 @@ def answers(
         yield {question: (theirs[question], ours[question]) for question in theirs}
     finally:
         _ours("unbind", bdf)
+
+
+def _kernel_node(bdf: str, namespaces: int) -> tuple[str, list[int]]:
+    """Return "/dev/nvmeX" and its namespaces, when the kernel has finished with both."""
+    nsids: list[int] = []
+    for _ in range(600):
+        listed = next(one for one in _ours("list")["devices"] if one["bdf"] == bdf)
+        nsids = [ns["nsid"] for ns in listed["namespaces"]]
+        if listed["state"] == "live" and len(nsids) == namespaces:
+            return f"/dev/{listed['controller']}", nsids
+        time.sleep(0.1)
+    raise AssertionError(f"{bdf} has the namespaces {nsids}, not {namespaces} of them")
 
 
 def _installed(*args: str) -> Any:

@@ -94,6 +94,17 @@ def test_functions_and_namespaces(host: Host) -> None:
     assert user["in_use"] == []
 
 
+def test_namespaces_are_in_the_order_of_their_nsid(host: Host) -> None:
+    # As a 6.12 kernel was seen to do: nvme0n1 is NSID 2, nvme0n2 is NSID 1.
+    controller = host.sys / "devices/pci0000:00/0000:01:00.0/nvme/nvme0"
+    (controller / "nvme0n1/nsid").write_text("2\n")
+    first = _write(controller / "nvme0n2", nsid="1", size="8")
+    _link(first / "subsystem", host.sys / "class/block")
+    _link(host.sys / "class/block/nvme0n2", first)
+    found = collect(host)[0]["namespaces"]
+    assert [(ns["name"], ns["nsid"]) for ns in found] == [("nvme0n2", 1), ("nvme0n1", 2)]
+
+
 def test_json_and_tables(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("udrv.pci.HOST", host)
     result = CliRunner().invoke(app, ["list", "--json"])

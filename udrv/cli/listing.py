@@ -46,6 +46,8 @@ def _describe(function: PciFunction, host: Host) -> dict[str, Any]:
     record = binding(function.bdf, host=host)
     in_use = [reason.text for reason in usage(function, host=host)]
     in_use += [str(process) for process in vfio_users(function, host=host)]
+    # By NSID, not by name: Linux 6.12 scans namespaces side by side, and nvme0n1 can be NSID 2.
+    namespaces = [_namespace(disk.name, serial, host) for disk in disks(function, host=host)]
     return {
         "target": function.target,
         "bdf": function.bdf,
@@ -60,9 +62,7 @@ def _describe(function: PciFunction, host: Host) -> dict[str, Any]:
         "serial": serial,
         "model": attribute("model"),
         "firmware": attribute("firmware_rev"),
-        "namespaces": [
-            _namespace(disk.name, serial, host) for disk in disks(function, host=host)
-        ],
+        "namespaces": sorted(namespaces, key=lambda ns: ns["nsid"] or 0),
         "in_use": in_use,
     }
 
