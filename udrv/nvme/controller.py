@@ -403,7 +403,7 @@ class Controller:
                 self._available.notify()
 
     def _lease_limit(self) -> int:
-        # queues of the user's own come first, but one blocking call must always be possible
+        # what the user's own queues leave; with none left, create_queue says so
         return max(1, min(_LEASED_QUEUES, self.max_queues - len(self._queues) + len(self._lent)))
 
     def _new_lease(self) -> tuple[Queue, Batch]:

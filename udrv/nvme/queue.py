@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from udrv.core import ffi, lib
 from udrv.errors import (
     BufferInUseError,
+    ClosedError,
     CommandTimeoutError,
     InvalidRequestError,
     QueueBusyError,
@@ -136,7 +137,7 @@ class Queue:
         """Raise if the batch cannot change its buffer now; used by `Batch`."""
         self._guard.check(f"queue {self.qid}", self.device)
         if batch.slot < 0:
-            raise InvalidRequestError("the batch is closed", device=self.device)
+            raise ClosedError("the batch is closed", device=self.device)
         if batch.inflight:
             raise BufferInUseError(
                 f"{batch.inflight} commands of this batch are in flight",
@@ -168,6 +169,8 @@ class Queue:
                 f"the batch belongs to queue {batch.queue.qid}, not to queue {self.qid}",
                 device=self.device,
             )
+        if batch.slot < 0:
+            raise ClosedError("the batch is closed", device=self.device)
         batch.check_columns()
         if count is None:
             count = batch.capacity - first

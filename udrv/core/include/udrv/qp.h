@@ -117,7 +117,7 @@ struct udrv_qp_shared {
 
 #define UDRV_QP_SLOTS 1024
 
-/* This process's handle. Opaque to everyone but qp.c, wait.c and the tests. */
+/* This process's handle. Opaque to everyone but the files of core/ and their tests. */
 struct udrv_qp {
 	/* submission side */
 	struct udrv_qp_shared *shared __cacheline_aligned;

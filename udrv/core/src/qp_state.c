@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * qp_state.c - a queue pair's beginning and end: set-up, quarantine, release. The data path is in
+ * qp.c.
+ */
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <udrv/qp.h>
+
+uint32_t udrv_fork_generation;
+
+static void fork_child(void)
+{
+	udrv_fork_generation++;
+}
+
+static int init_result;
+
+static void init_once(void)
+{
+	udrv_clock_init();
+	init_result = -pthread_atfork(NULL, NULL, fork_child);
+}
+
+int udrv_core_init(void)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+	pthread_once(&once, init_once);
+	return init_result;
+}
+
+/* --- set-up ------------------------------------------------------------------------------ */
+
+static uint32_t align_up(uint32_t v, uint32_t a)
+{
+	return (v + a - 1) & ~(a - 1);
+}
+
+static uint32_t free_offset(uint32_t entries)
+{
+	return (uint32_t)sizeof(struct udrv_qp_shared) +
+	       (entries - 1) * (uint32_t)sizeof(struct udrv_tracker);
+}
+
+static uint32_t slot_cid_offset(uint32_t entries)
+{
+	return align_up(free_offset(entries) + entries * 2, UDRV_CACHELINE);
+}
+
+size_t udrv_qp_shared_size(uint32_t entries)
+{
+	if (entries < 2 || entries > 65535)
+		return 0;
+	return align_up(slot_cid_offset(entries) + entries * 2, UDRV_CACHELINE);
+}
+
+struct udrv_qp *udrv_qp_new(void)
+{
+	return aligned_alloc(UDRV_CACHELINE, sizeof(struct udrv_qp));
+}
+
+void udrv_qp_free(struct udrv_qp *qp)
+{
+	free(qp);
+}
+
+static int misaligned(const void *p, uintptr_t align)
+{
+	return !p || ((uintptr_t)p & (align - 1));
+}
+
+static void reset_free_stack(struct udrv_qp *qp)
+{
+	uint32_t i;
+
+	/* LIFO: the id used last is the one whose tracker and PRP page are still in the cache */
+	for (i = 0; i < qp->nr_trackers; i++)
+		qp->free[i] = (uint16_t)(qp->nr_trackers - 1 - i);
+	qp->shared->nr_free = qp->nr_trackers;
+}
+
+int udrv_qp_init(struct udrv_qp *qp, const struct udrv_qp_config *c)
+{
+	struct udrv_qp_shared *sh = c->shared;
+
+	if (c->entries < 2 || misaligned(c->shared, UDRV_CACHELINE) ||
+	    misaligned(c->sq, NVME_PAGE_SIZE) || misaligned(c->cq, NVME_PAGE_SIZE) ||
+	    misaligned(c->prp, NVME_PAGE_SIZE) || (c->prp_iova & NVME_PAGE_MASK) ||
+	    misaligned(c->sq_doorbell, 4) || misaligned(c->cq_doorbell, 4) ||
+	    !c->max_transfer || c->max_transfer > UDRV_QP_PRP_MAX_TRANSFER)
+		return -UDRV_EINVAL;
+
+	memset(qp, 0, sizeof(*qp));
+	qp->shared = sh;
+	qp->sq = c->sq;
+	qp->cq = c->cq;
+	qp->prp = c->prp;
+	qp->prp_iova = c->prp_iova;
+	qp->prp_entries = NVME_PAGE_SIZE / 8;
+	qp->sq_doorbell = c->sq_doorbell;
+	qp->cq_doorbell = c->cq_doorbell;
+	qp->entries = c->entries;
+	qp->nr_trackers = c->entries - 1u;
+	qp->max_transfer = c->max_transfer;
+	qp->qid = c->qid;
+	qp->eventfd = c->eventfd;
+	qp->fork_generation = udrv_fork_generation;
+
+	memset(sh, 0, sizeof(*sh));
+	sh->magic = UDRV_QP_MAGIC;
+	sh->abi = UDRV_QP_ABI;
+	sh->epoch = 1;
+	sh->qid = c->qid;
+	sh->entries = c->entries;
+	sh->nr_trackers = (uint16_t)qp->nr_trackers;
+	sh->trackers_offset = sizeof(*sh);
+	sh->free_offset = free_offset(c->entries);
+	sh->slot_cid_offset = slot_cid_offset(c->entries);
+	sh->size = (uint32_t)udrv_qp_shared_size(c->entries);
+	sh->cq_phase = 1;	/* the ring is zeroed: the device writes 1 on its first pass */
+
+	qp->trackers = (struct udrv_tracker *)((char *)sh + sh->trackers_offset);
+	qp->free = (uint16_t *)((char *)sh + sh->free_offset);
+	qp->slot_cid = (uint16_t *)((char *)sh + sh->slot_cid_offset);
+	memset(qp->trackers, 0, qp->nr_trackers * sizeof(*qp->trackers));
+	reset_free_stack(qp);
+	return 0;
+}
+
+/* --- what is still out ------------------------------------------------------------------- */
+
+uint32_t udrv_qp_slot_inflight(const struct udrv_qp *qp, uint16_t slot)
+{
+	return slot < UDRV_QP_SLOTS ? __atomic_load_n(&qp->slot_inflight[slot], __ATOMIC_RELAXED)
+				    : 0;
+}
+
+uint32_t udrv_qp_inflight(const struct udrv_qp *qp)
+{
+	return __atomic_load_n(&qp->inflight, __ATOMIC_RELAXED);
+}
+
+int udrv_qp_quarantine(struct udrv_qp *qp, uint32_t slot)
+{
+	uint32_t cid;
+	int n = 0, ret = udrv_qp_enter(qp);
+
+	if (ret)
+		return ret;
+	for (cid = 0; cid < qp->nr_trackers; cid++) {
+		struct udrv_tracker *t = &qp->trackers[cid];
+
+		if (t->state == UDRV_TRACKER_INFLIGHT &&
+		    (slot >= UDRV_QP_SLOTS || t->slot == slot)) {
+			t->state = UDRV_TRACKER_QUARANTINE;
+			n++;
+		}
+	}
+	udrv_qp_leave(qp);
+	return n;
+}
+
+int udrv_qp_release_all(struct udrv_qp *qp)
+{
+	uint32_t cid;
+	int n = 0;
+
+	if (qp->fork_generation != udrv_fork_generation)
+		return -UDRV_EFORKED;
+	/* acquire: as udrv_qp_enter(), but a closed pair is exactly what this is for */
+	if (__atomic_exchange_n(&qp->owner, 1, __ATOMIC_ACQUIRE))
+		return -UDRV_EBUSY;
+	for (cid = 0; cid < qp->nr_trackers; cid++) {
+		if (qp->trackers[cid].state != UDRV_TRACKER_FREE)
+			n++;
+		qp->trackers[cid].state = UDRV_TRACKER_FREE;
+	}
+	memset(qp->slot_inflight, 0, sizeof(qp->slot_inflight));
+	qp->inflight = 0;
+	reset_free_stack(qp);
+	udrv_qp_leave(qp);
+	return n;
+}
