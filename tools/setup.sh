@@ -33,6 +33,10 @@ apt_install() {
 		install --no-install-recommends "$@" </dev/null
 }
 
+apt_update() {
+	command -v apt-get >/dev/null && apt-get -qq -o DPkg::Lock::Timeout=300 update </dev/null
+}
+
 # Every name is known to apt and has a version that could be installed.
 apt_knows() {
 	for name in "$@"; do
@@ -56,7 +60,7 @@ install_packages() {
 		return 0
 	fi
 	# no package lists yet, or lists so old that their versions are gone from the archive
-	apt-get -q -o DPkg::Lock::Timeout=300 update </dev/null
+	apt_update
 	apt_install "$@"
 }
 
@@ -125,11 +129,19 @@ find_python() {
 		/usr) return ;;
 		esac
 	done
-	if command -v python3 >/dev/null; then
-		found="; python3 is $(python3 --version 2>&1)"
+	# none: does this system offer one?
+	if ! apt_knows python3 && [ "$(id -u)" -eq 0 ]; then
+		apt_update
 	fi
-	die "no Python 3.11 or newer found${found:-}. Debian 12, Ubuntu 24.04 and newer have it:" \
-		"apt-get install python3 python3-venv python3-dev. Or set PYTHON=/path/to/python."
+	set -- $(apt-cache policy python3 2>/dev/null |
+		sed -n 's/^ *Candidate: \([0-9]*\)\.\([0-9]*\).*/\1 \2/p')
+	if [ "${1:-0}" -eq 3 ] && [ "${2:-0}" -ge 11 ]; then
+		install_packages python3 python3-venv python3-dev
+		python=/usr/bin/python3
+		is_python "$python" && return
+	fi
+	die "no Python 3.11 or newer found, and the package sources have none: set PYTHON=/path/to/it" \
+		"(Debian 12, Ubuntu 24.04 and newer have one)"
 }
 
 complete_python() {
@@ -156,9 +168,9 @@ venv() {
 	pip="$VENV/bin/python -m pip --disable-pip-version-check --no-input"
 	say "installing udrv${1:+[$1]} and its dependencies into $VENV"
 	# The build's own requirements stay in .venv: rebuilding an extension then needs no network.
-	$pip install -q 'setuptools>=77' 'cffi>=1.16' wheel
+	$pip install -qq 'setuptools>=77' 'cffi>=1.16' wheel
 	# `make` builds the extension modules itself, and again when their sources change.
-	UDRV_EXTENSIONS='' PYTHONWARNINGS=ignore $pip install -q --no-build-isolation -e ".${1:+[$1]}"
+	UDRV_EXTENSIONS='' PYTHONWARNINGS=ignore $pip install -qq --no-build-isolation -e ".${1:+[$1]}"
 }
 
 case ${1:-} in
