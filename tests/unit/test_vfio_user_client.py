@@ -113,6 +113,8 @@ class FakeServer:
             return
         if isinstance(answer, Raw):
             self.theirs.sendall(answer.data)
+            if answer.last:
+                self.theirs.shutdown(socket.SHUT_WR)
             return
         flags, error, payload = 1, 0, b""
         if isinstance(answer, int):
@@ -128,10 +130,11 @@ class FakeServer:
 
 
 class Raw:
-    """Bytes to send instead of a reply."""
+    """Bytes to send instead of a reply; after the last, the sending side is closed."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, *, last: bool = False) -> None:
         self.data = data
+        self.last = last
 
 
 @pytest.fixture
@@ -260,7 +263,7 @@ def test_replies_of_a_wrong_length(server: FakeServer, device: UserDevice, cut: 
 )
 def test_fuzzed_replies_raise_nothing_else(command: C, data: bytes, framed: bool) -> None:
     fake = FakeServer()
-    fake.answers[command] = data if framed else Raw(data + bytes(16))
+    fake.answers[command] = data if framed else Raw(data, last=True)
     try:
         with from_socket(fake.ours, "vfio-user:fuzz", timeout=1) as device:
             device.region_info(BAR0)

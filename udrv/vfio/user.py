@@ -18,7 +18,6 @@ import socket
 import struct
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -26,12 +25,8 @@ from udrv.errors import (
     AlignmentError,
     ClosedError,
     DeviceGoneError,
-    DeviceInUseError,
-    DeviceNotFoundError,
     ForkedError,
     InvalidRequestError,
-    PermissionDeniedError,
-    TargetError,
     UdrvError,
     UnsupportedOnTransport,
     VfioError,
@@ -44,6 +39,7 @@ from udrv.vfio.user_channel import (
     OUR_MAX_MSG_FDS,
     Channel,
     close_fds,
+    connect_unix,
 )
 from udrv.vfio.user_memory import UserMappedArea, UserMapper
 
@@ -71,57 +67,11 @@ def connect(path: str | os.PathLike[str], *, timeout: float = CONNECT_TIMEOUT_S)
     name = f"vfio-user:{where}"
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        sock.settimeout(timeout)
-        _connect(sock, where, name)
+        connect_unix(sock, where, name, time.monotonic() + timeout)
         return from_socket(sock, name, timeout=timeout)
     except BaseException:
         sock.close()
         raise
-
-
-def _connect(sock: socket.socket, where: str, name: str) -> None:
-    try:
-        sock.connect(where)
-    except FileNotFoundError as error:
-        raise DeviceNotFoundError(
-            f"there is no socket {where}", device=name, mend="start the server first"
-        ) from error
-    except PermissionError as error:
-        raise PermissionDeniedError(
-            f"connecting to {where} is not permitted",
-            device=name,
-            mend=f"{_owner(where)}; write permission on the socket is needed",
-        ) from error
-    except (BlockingIOError, TimeoutError) as error:
-        raise DeviceInUseError(
-            "the server accepts no connection now",
-            reasons=("its queue of waiting clients is full",),
-            device=name,
-            mend="it serves another client; wait for that one to leave",
-        ) from error
-    except OSError as error:
-        if error.errno == errno.ECONNREFUSED:
-            is_socket = Path(where).is_socket()
-            raise DeviceNotFoundError(
-                f"nobody listens on {where}" if is_socket else f"{where} is not a socket",
-                device=name,
-                mend="the server has ended; start it again" if is_socket else None,
-            ) from error
-        if error.errno is None:  # Python's own check of sun_path
-            raise TargetError(str(error), device=name, mend="use a shorter path") from error
-        raise VfioUserProtocolError(
-            f"connecting to {where} failed: {error.strerror}",
-            device=name,
-            mend="a vfio-user server listens on a UNIX stream socket",
-        ) from error
-
-
-def _owner(where: str) -> str:
-    try:
-        info = Path(where).stat()
-    except OSError:
-        return "a directory on the way is closed to this user"
-    return f"the socket belongs to uid {info.st_uid}, gid {info.st_gid} (mode {info.st_mode:o})"
 
 
 def from_socket(

@@ -17,11 +17,16 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from udrv.errors import (
     ClosedError,
     DeviceGoneError,
+    DeviceInUseError,
+    DeviceNotFoundError,
     ForkedError,
+    PermissionDeniedError,
+    TargetError,
     VfioError,
     VfioUserProtocolError,
 )
@@ -34,6 +39,7 @@ REPLY_TIMEOUT_S = 10.0
 OUR_MAX_MSG_FDS = 16
 OUR_MAX_DATA_XFER_SIZE = 1 << 20
 
+_CONNECT_RETRY_S = 0.005
 _MAX_MESSAGE = proto.HEADER_SIZE + proto.ACCESS_SIZE + OUR_MAX_DATA_XFER_SIZE
 _CMSG_SPACE = socket.CMSG_SPACE(OUR_MAX_MSG_FDS * 4)
 
@@ -43,6 +49,65 @@ def close_fds(fds: Sequence[int]) -> None:
     for fd in fds:
         with contextlib.suppress(OSError):
             os.close(fd)
+
+
+def connect_unix(sock: socket.socket, where: str, name: str, deadline: float) -> None:
+    """Connect a stream socket to the path `where` by `deadline` (time.monotonic).
+
+    Raises as `udrv.vfio.user.connect` says; `name` is what errors call the device.
+    """
+    sock.setblocking(False)
+    try:
+        while True:
+            try:
+                sock.connect(where)
+            except BlockingIOError:
+                # The queue of a UNIX listener is full; there is no event for room in it.
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_CONNECT_RETRY_S)
+            else:
+                return
+    except FileNotFoundError as error:
+        raise DeviceNotFoundError(
+            f"there is no socket {where}", device=name, mend="start the server first"
+        ) from error
+    except PermissionError as error:
+        raise PermissionDeniedError(
+            f"connecting to {where} is not permitted",
+            device=name,
+            mend=f"{_owner(where)}; write permission on the socket is needed",
+        ) from error
+    except BlockingIOError as error:
+        raise DeviceInUseError(
+            "the server accepts no connection now",
+            reasons=("its queue of waiting clients is full",),
+            device=name,
+            mend="it serves another client; wait for that one to leave",
+        ) from error
+    except OSError as error:
+        if error.errno == errno.ECONNREFUSED:
+            is_socket = Path(where).is_socket()
+            raise DeviceNotFoundError(
+                f"nobody listens on {where}" if is_socket else f"{where} is not a socket",
+                device=name,
+                mend="the server has ended; start it again" if is_socket else None,
+            ) from error
+        if error.errno is None:  # Python's own check of sun_path
+            raise TargetError(str(error), device=name, mend="use a shorter path") from error
+        raise VfioUserProtocolError(
+            f"connecting to {where} failed: {error.strerror}",
+            device=name,
+            mend="a vfio-user server listens on a UNIX stream socket",
+        ) from error
+
+
+def _owner(where: str) -> str:
+    try:
+        info = Path(where).stat()
+    except OSError:
+        return "a directory on the way is closed to this user"
+    return f"the socket belongs to uid {info.st_uid}, gid {info.st_gid} (mode {info.st_mode:o})"
 
 
 class Channel:
