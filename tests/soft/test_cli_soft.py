@@ -87,7 +87,7 @@ def test_the_namespace_has_to_be_named_if_there_are_two() -> None:
     ("target", "text"),
     [
         ("soft:?size=x", "size"), ("nonsense", "is no target"),
-        ("vfio-user:/nonexistent.sock", "/nonexistent.sock"), ("pci:zz", "no PCI address"),
+        ("vfio-user:/nonexistent.sock", "/nonexistent.sock"), ("pci:zz", "PCI address"),
     ],
 )
 def test_targets_that_cannot_be_opened(target: str, text: str) -> None:
