@@ -284,8 +284,9 @@ class DmaMemory:
         self.close()
 
     def __del__(self) -> None:
-        # At the interpreter's end the kernel unmaps, when it closes the device's files.
-        if sys.is_finalizing() or self._guard.forked or not self._pools:
+        # At the interpreter's end the kernel unmaps, when it closes the device's files; modules
+        # may be None by then.
+        if sys is None or sys.is_finalizing() or self._guard.forked or not self._pools:
             return
         warnings.warn(
             f"{self.device}: DMA memory was not closed", ResourceWarning, stacklevel=2, source=self

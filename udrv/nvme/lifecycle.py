@@ -197,12 +197,12 @@ class Lifecycle:
 
     def _csts(self) -> Csts | None:
         """CSTS; None while it cannot be read although the device is there."""
-        raw = self._registers.read32(Offset.CSTS)
-        if raw != ALL_ONES_32:
-            return Csts.unpack(raw & _CSTS_BITS)
         try:
+            raw = self._registers.read32(Offset.CSTS)
+            if raw != ALL_ONES_32:
+                return Csts.unpack(raw & _CSTS_BITS)
             self._registers.check_alive(self.state.value)
-        except DeviceGoneError:
+        except DeviceGoneError:  # all ones, or the server of a vfio-user device went
             self.enter(State.GONE)
             raise
         return None

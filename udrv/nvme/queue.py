@@ -234,15 +234,17 @@ class Queue:
         self, got: int, want: int, limit: int, timeout: float | None, spin_ns: int
     ) -> int:
         deadline = None if timeout is None else time.monotonic_ns() + int(timeout * _NS)
+        silent = False
         while got < want:
             left = _NS if deadline is None else deadline - time.monotonic_ns()
             if left <= 0:
                 break
+            if silent:  # a whole slice without any, and time left: is anybody there?
+                self._owner.check_alive()
             rows = self._completions.c_from(got)
             more = self._pair.wait(rows, want - got, limit - got, left, spin_ns)
             got += more
-            if not more:  # a whole slice without any: is anybody there?
-                self._owner.check_alive()
+            silent = not more
         return got
 
     # --- time-outs and the end ----------------------------------------------------------------

@@ -7,9 +7,9 @@ import errno
 import mmap
 import time
 
-from udrv.errors import AlignmentError, ClosedError, InvalidRequestError, VfioError
+from udrv.errors import AlignmentError, ClosedError, InvalidRequestError, UdrvError, VfioError
 from udrv.vfio import user_proto as proto
-from udrv.vfio.user_channel import Channel
+from udrv.vfio.user_channel import REPLY_TIMEOUT_S, Channel
 
 _IOVA_FIRST = 0x10000
 _IOVA_LAST = (1 << 48) - 1
@@ -104,7 +104,11 @@ class UserMapper:
         self._maps[iova] = size
 
     def dma_unmap(self, *, iova: int, size: int) -> None:
-        """Undo one `dma_map`; the server's answer proves that it let go of the memory."""
+        """Undo one `dma_map`; the server's answer proves that it let go of the memory.
+
+        So does the end of the connection, for us: a server that has not noticed it yet may go on
+        writing, but only into the memfd that it was given, whose pages nobody else ever gets.
+        """
         if self._maps.get(iova) != size:
             raise VfioError(
                 f"DMA unmap of {size:#x} bytes at IOVA {iova:#x}, which is no map of ours",
@@ -112,17 +116,21 @@ class UserMapper:
                 device=self._name,
                 mend="unmap exactly what was mapped",
             )
-        self._channel.request(
-            proto.Command.DMA_UNMAP, proto.pack_dma_unmap(iova=iova, size=size)
-        )
+        self._unmap(iova, size, REPLY_TIMEOUT_S)
+
+    def _unmap(self, iova: int, size: int, timeout: float) -> None:
+        try:
+            self._channel.request(
+                proto.Command.DMA_UNMAP,
+                proto.pack_dma_unmap(iova=iova, size=size),
+                timeout=timeout,
+            )
+        except UdrvError:
+            if self._channel.usable:  # the server refused: nobody knows what it still maps
+                raise
         del self._maps[iova]
 
     def unmap_all(self, deadline: float) -> None:
         """Undo every map that is left, until `deadline` (time.monotonic) at the latest."""
         for iova, size in tuple(self._maps.items()):
-            self._channel.request(
-                proto.Command.DMA_UNMAP,
-                proto.pack_dma_unmap(iova=iova, size=size),
-                timeout=max(deadline - time.monotonic(), 0.0),
-            )
-            del self._maps[iova]
+            self._unmap(iova, size, max(deadline - time.monotonic(), 0.0))
