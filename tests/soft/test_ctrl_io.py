@@ -93,6 +93,46 @@ def test_chained_prp_lists(drive: Drive, where: str) -> None:
     assert driver.memory[target : target + size] == data
 
 
+def test_scattered_pages(drive: Drive, where: str) -> None:
+    """The largest transfer over pages of which no two are neighbours in their order."""
+    driver = drive(f"size=16M&lba=512&mdts=9{where}")
+    pair = driver.pair(1)
+    size = 2 << 20
+    data = random.Random(2).randbytes(size)
+    pages = [driver.pages(1) for _ in range(513)][::-1]
+    inside = 512  # the first page is used from here, the last one up to here
+    places = [(pages[0] + inside, PAGE - inside), *((page, PAGE) for page in pages[1:-1]),
+              (pages[-1], inside)]
+    at = 0
+    for place, length in places:
+        driver.memory[place : place + length] = data[at : at + length]
+        at += length
+    prps = {
+        "prp1": driver.bus(places[0][0]),
+        "prp2": driver.prp_list([driver.bus(page) for page in pages[1:]]),
+    }
+    assert driver.rw(pair, WRITE, 8, 4096, **prps).status == OK
+    for place, length in places:
+        driver.memory[place : place + length] = bytes(length)
+    assert driver.rw(pair, READ, 8, 4096, **prps).status == OK
+    assert b"".join(driver.memory[place : place + length] for place, length in places) == data
+    assert not any(driver.memory[pages[-1] + inside : pages[-1] + PAGE])
+
+
+def test_memory_is_out_of_reach_once_unmapped(drive: Drive) -> None:
+    driver = drive()
+    pair = driver.pair(1)
+    fd = os.memfd_create("data", os.MFD_CLOEXEC)
+    os.ftruncate(fd, 1 << 20)
+    for _ in range(2):
+        driver.device.mapper.dma_map(fd=fd, offset=0, address=0, iova=1 << 40, size=1 << 20)
+        assert driver.rw(pair, WRITE, 0, 1, prp1=1 << 40).status == OK
+        driver.device.mapper.dma_unmap(iova=1 << 40, size=1 << 20)
+        assert driver.rw(pair, WRITE, 0, 1, prp1=1 << 40).status == DATA_TRANSFER
+        assert driver.rw(pair, READ, 0, 1, prp1=1 << 40).status == DATA_TRANSFER
+    os.close(fd)
+
+
 @pytest.mark.parametrize(
     ("blocks", "fields", "status"),
     [

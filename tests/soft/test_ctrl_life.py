@@ -206,6 +206,7 @@ def test_disconnecting_counts_as_an_unsafe_shutdown(drive: Drive) -> None:
 
 def test_unmapping_a_queue_is_fatal_and_a_reset_heals(drive: Drive) -> None:
     driver = drive()
+    assert driver.admin(GET_FEATURES, cdw10=7).status == OK  # it knows its way by now
     driver.device.mapper.dma_unmap(iova=IOVA, size=MEMORY)
     driver.put(driver.admin_pair, command(GET_FEATURES, cdw10=7))
     driver.ring(driver.admin_pair)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from minidriver import OK, READ, WRITE, MiniDriver
+from minidriver import DATA_TRANSFER, OK, READ, WRITE, MiniDriver
 from rawclient import Raw, alive
 
 from udrv.errors import (
@@ -246,6 +246,17 @@ def test_rights_of_a_map_are_respected(start: Start) -> None:
         finally:
             os.close(fd)
         assert (driver.rw(pair, opcode, 0, 1, prp1=iova).status == OK) == good
+    driver.close()
+
+
+def test_memory_without_a_descriptor_is_out_of_reach(start: Start) -> None:
+    driver = MiniDriver(from_socket(start().socket, "soft:"))
+    pair = driver.pair(1)
+    driver.device._channel.request(  # type: ignore[attr-defined]
+        proto.Command.DMA_MAP, proto.pack_dma_map(flags=3, offset=0, iova=1 << 40, size=1 << 20)
+    )
+    for prp1 in (1 << 40, (1 << 40) + 8192):
+        assert driver.rw(pair, WRITE, 0, 1, prp1=prp1).status == DATA_TRANSFER
     driver.close()
 
 
