@@ -267,12 +267,19 @@ def place(specs: Sequence[DeviceSpec], disks: Path) -> list[PlacedDevice]:
         if isinstance(spec, VfioUserSpec):
             placed.append(PlacedDevice(f"vfiouser{index}", slot, spec, None, (), ()))
             continue
-        serial = spec.serial if spec.serial is not None else f"UDRVLAB{index}"
-        if any(other.serial == serial for other in placed):
-            raise LabError(f"two devices have the serial {serial!r}", mend="give them different")
         if spec.sriov and spec.subsys is None:
             # QEMU wants a subsystem for virtual functions; this one is the device's own.
             spec = replace(spec, subsys=f"sriov{index}")  # noqa: PLW2901
+        # The controllers of a subsystem are one product: QEMU wants them to have one serial.
+        mates = [d.serial for d in placed
+                 if isinstance(d.spec, NvmeSpec) and d.spec.subsys == spec.subsys is not None]
+        default = mates[0] if mates else f"UDRVLAB{index}"
+        serial = spec.serial if spec.serial is not None else default
+        if mates and serial != mates[0]:
+            raise LabError(f"subsystem {spec.subsys} has the serials {mates[0]!r} and {serial!r}",
+                           mend="its controllers must have the same, or none")
+        if not mates and any(other.serial == serial for other in placed):
+            raise LabError(f"two devices have the serial {serial!r}", mend="give them different")
         first = 1
         if spec.subsys is not None:
             first += used.get(spec.subsys, 0)

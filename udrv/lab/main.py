@@ -13,6 +13,7 @@ from udrv.errors import LabError
 from udrv.lab import kernel as kernels
 from udrv.lab import run as runs
 from udrv.lab.devices import DeviceSpec, parse_device
+from udrv.lab.vm import LabTimeoutError
 
 KERNEL_FAULT = 123
 TIMED_OUT = 124
@@ -185,7 +186,7 @@ def main() -> None:
     """Entry point: errors as one message and a status, not as a traceback."""
     try:
         app()
-    except runs.LabTimeoutError as error:
+    except LabTimeoutError as error:
         _say(str(error))
         sys.exit(TIMED_OUT)
     except LabError as error:

@@ -179,6 +179,8 @@ class HostSession:
         self.summary = (
             f"{len(self._nodeids)} tests in kernel {result.kernel} ({result.accel}): "
             f"booted in {result.boot_seconds:.1f} s, {result.seconds:.1f} s in all")
+        if result.boots > 1:
+            self.summary += f"; it came up at boot {result.boots} only"
         if any(p.name != "selection.json" for p in self._out.iterdir()):
             self.summary += f"; results are in {self._out}"
         else:
