@@ -154,10 +154,9 @@ def test_maps_are_charged_and_given_back(device: KernelDevice, pool: tuple[int, 
         text = Path("/proc/self/status").read_text()
         return int(re.search(rf"{field}:\s+(\d+)", text)[1]) << 10  # type: ignore[index]
 
-    exempt = device.transport == "vfio-iommufd"  # CAP_IPC_LOCK: iommufd does not even count
     before = charged()
     device.mapper.dma_map(fd=fd, offset=0, address=address, iova=0x100_0000, size=2 * MIB)
-    assert charged() - before == (0 if exempt else 2 * MIB)
+    assert charged() - before == 2 * MIB
     with pytest.raises(InvalidRequestError, match="overlaps"):
         device.mapper.dma_map(
             fd=fd, offset=2 * MIB, address=address + 2 * MIB, iova=0x110_0000, size=2 * MIB

@@ -7,7 +7,10 @@ import errno
 import mmap
 import os
 import struct
+from pathlib import Path
 from typing import Any
+
+from pci_fakes import FakeHost
 
 from udrv.core._core import lib
 from udrv.vfio.abi import Calls, Mapping
@@ -254,3 +257,19 @@ class FakeCalls(Calls):
         if name in self.fail:
             raise OSError(self.fail[name], os.strerror(self.fail[name]), name)
         self.log.append(name)
+
+
+def vfio_host(root: Path) -> FakeHost:
+    """A host whose one NVMe function is on vfio-pci, without iommufd."""
+    host = FakeHost(root)
+    host.proc.mkdir()
+    device = host.add_function(driver="vfio-pci", numa=1)
+    (device / "vfio-dev/vfio0").mkdir(parents=True)
+    return host
+
+
+def with_iommufd(host: FakeHost) -> None:
+    """Give the host what Linux has with CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV."""
+    (host.dev / "vfio/devices").mkdir(parents=True)
+    (host.dev / "vfio/devices/vfio0").touch()
+    (host.dev / "iommu").touch()

@@ -12,8 +12,8 @@ import errno
 import os
 
 from udrv.core._core import ffi, lib
-from udrv.errors import UdrvError, UnsupportedOnTransport
-from udrv.pci import HOST, Host, PciFunction, iommu_group
+from udrv.errors import DeviceInUseError, UdrvError, UnsupportedOnTransport
+from udrv.pci import HOST, Host, PciFunction, iommu_group, vfio_users
 from udrv.vfio import abi
 from udrv.vfio.kernel_device import KernelDevice
 from udrv.vfio.kernel_errors import (
@@ -189,7 +189,15 @@ def _bind_error(error: OSError, path: str, found: PciFunction, host: Host) -> Ud
         group = iommu_group(found.iommu_group or 0, host=host)
         if any(member.bdf != found.bdf for member in group.obstacles()):
             return not_viable(found, host=host)
-        return open_error(error, path, found, host=host)
+    if error.errno in (errno.EBUSY, errno.EINVAL):
+        # A character device can be opened many times and bound once: a second bind is EINVAL
+        # (vfio_df_open). Through the group, the device is EBUSY.
+        others = [user for user in vfio_users(found, host=host) if user.pid != os.getpid()]
+        who = "; ".join(map(str, others)) or "by this process, or one that this user cannot see"
+        return DeviceInUseError(
+            f"{path} is in use already: {who}", reasons=[str(user) for user in others],
+            device=found.target, mend="end the other user; a VFIO device has one owner at a time",
+        )
     return iommu_error(error, found)
 
 
