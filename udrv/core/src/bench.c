@@ -154,6 +154,7 @@ int udrv_bench_run(struct udrv_bench_job *j)
 	l.readback = !!(j->flags & UDRV_BENCH_READBACK);
 	l.open = j->process && !l.readback;
 	l.max_ios = l.readback ? 0 : j->max_ios;
+	l.table = j->flags & UDRV_BENCH_VERIFY ? j->verify_table : NULL;
 	if (l.open)
 		udrv_bench_next_arrival(&l, j->process, j->rate_iops);
 

@@ -48,6 +48,7 @@ struct udrv_bench_loop {
 	uint32_t nr_free;
 	uint32_t inflight;
 	uint64_t max_ios;	/* 0: none */
+	uint32_t *table;	/* the verify table, NULL if this run does not verify or has none */
 	int readback;
 	int open;		/* there is a schedule */
 	int direction;		/* drawn but not used yet: 0 read, 1 write, -1 none */

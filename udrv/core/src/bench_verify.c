@@ -16,7 +16,7 @@
 
 int udrv_bench_take_unit(struct udrv_bench_loop *l, uint64_t unit, int write)
 {
-	uint32_t *e = l->job->verify_table ? &l->job->verify_table[unit] : NULL;
+	uint32_t *e = l->table ? &l->table[unit] : NULL;
 
 	if (!e)
 		return 1;
@@ -30,7 +30,7 @@ int udrv_bench_take_written(struct udrv_bench_loop *l, uint64_t *unit)
 {
 	const struct udrv_bench_job *j = l->job;
 
-	while (l->cursor < j->units && !UNIT_GENERATION(j->verify_table[l->cursor]))
+	while (l->cursor < j->units && !UNIT_GENERATION(l->table[l->cursor]))
 		l->cursor++;
 	if (l->cursor == j->units) {
 		l->ended = 1;
@@ -54,7 +54,7 @@ void udrv_bench_prepare_data(const struct udrv_bench_loop *l, struct udrv_bench_
 		memset(data, 0, l->unit_bytes);
 		return;
 	}
-	s->generation = (UNIT_GENERATION(j->verify_table[s->unit]) + 1) & 0xffffff;
+	s->generation = (UNIT_GENERATION(l->table[s->unit]) + 1) & 0xffffff;
 	if (!s->generation)
 		s->generation = 1;
 	for (i = 0; i < j->unit_blocks; i++)
@@ -71,7 +71,7 @@ static void check_data(struct udrv_bench_loop *l, const struct udrv_bench_slot *
 	uint64_t lba = j->start_block + s->unit * j->unit_blocks;
 	uint32_t i;
 
-	if (j->verify_table && !generation) {
+	if (l->table && !generation) {
 		l->res->blocks_unchecked += j->unit_blocks;
 		return;
 	}
@@ -92,7 +92,7 @@ static void check_data(struct udrv_bench_loop *l, const struct udrv_bench_slot *
 void udrv_bench_finish_unit(struct udrv_bench_loop *l, const struct udrv_bench_slot *s,
 			    uint32_t piece, int failed)
 {
-	uint32_t *e = l->job->verify_table ? &l->job->verify_table[s->unit] : NULL;
+	uint32_t *e = l->table ? &l->table[s->unit] : NULL;
 
 	if (s->write) {
 		/* a write that failed may have written some of its blocks: nothing is known */
