@@ -203,7 +203,6 @@ class struct_udrv_bench_result:
 
 class struct_udrv_clock:
     source: int
-    shift: int
     mult: int
 
 class struct_udrv_completions:
@@ -254,7 +253,6 @@ class struct_udrv_qp_shared:
     nr_trackers: int
     trackers_offset: int
     free_offset: int
-    slot_cid_offset: int
     size: int
     sq_posted: int
     sq_rung: int

@@ -56,7 +56,7 @@ class Batch:
     nlb: uint32, blocks, 1 to 65536 (a count, not the specification's 0's based value).
     offset: uint64, byte offset of the data in the buffer, a multiple of 4.
     user_data: uint64, returned with the completion; 0, 1, 2, ... to start with.
-    control: uint16, CDW12 31:16 (`FUA`, `LIMITED_RETRY`), 0 to start with.
+    control: uint16, CDW12 31:16 (`FUA`, `LIMITED_RETRY`); made, and zero, when first asked for.
     """
 
     def __init__(self, queue: Queue, capacity: int, slot: int) -> None:
@@ -70,14 +70,12 @@ class Batch:
         self.nlb: U32 = np.ones(capacity, np.uint32)
         self.offset: U64 = np.zeros(capacity, np.uint64)
         self.user_data: U64 = np.arange(capacity, dtype=np.uint64)
-        self.control: U16 = np.zeros(capacity, np.uint16)
+        self._control: U16 | None = None
         self.namespace: Namespace | None = None
         self.buffer: Buffer | None = None
         #: The `struct udrv_batch *` that C reads.
         self.c: Any = ffi.new("struct udrv_batch *")
-        self._columns = (
-            self.opcode, self.slba, self.nlb, self.offset, self.user_data, self.control,
-        )  # fmt: skip
+        self._columns = (self.opcode, self.slba, self.nlb, self.offset, self.user_data)
         self.c.capacity = capacity
         self.c.slot = slot
         self.c.opcode = _address("uint8_t *", self.opcode)
@@ -85,11 +83,23 @@ class Batch:
         self.c.nlb = _address("uint32_t *", self.nlb)
         self.c.offset = _address("uint64_t *", self.offset)
         self.c.user_data = _address("uint64_t *", self.user_data)
-        self.c.control = _address("uint16_t *", self.control)
+
+    @property
+    def control(self) -> U16:
+        """CDW12 31:16 of each command."""
+        if self._control is None:
+            self._control = np.zeros(self.capacity, np.uint16)
+            self.c.control = _address("uint16_t *", self._control)
+        return self._control
+
+    def set_control(self, value: int) -> None:
+        """The same `control` for all commands; without a column while it is 0."""
+        if value or self._control is not None:
+            self.control[:] = value
 
     def check_columns(self) -> None:
         """Raise `BufferTypeError` if a column was replaced: C would go on reading the old one."""
-        now = (self.opcode, self.slba, self.nlb, self.offset, self.user_data, self.control)
+        now = (self.opcode, self.slba, self.nlb, self.offset, self.user_data)
         if any(a is not b for a, b in zip(now, self._columns, strict=True)):
             raise BufferTypeError(
                 "a column of the batch was replaced",

@@ -134,7 +134,6 @@ class Namespace:
         with self.controller.lease_queue() as (queue, batch):
             batch.bind(self, None)
             batch.opcode[0] = FLUSH
-            batch.user_data[0] = 0
             self._run(queue, batch, 1, timeout)
 
     # --- checks -----------------------------------------------------------------------------
@@ -196,7 +195,7 @@ class Namespace:
         with self.controller.lease_queue() as (queue, batch):
             batch.bind(self, buffer)
             batch.opcode[:] = opcode
-            batch.control[:] = control
+            batch.set_control(control)
             done = 0
             while done < blocks:
                 n = min(-(-(blocks - done) // per), batch.capacity)

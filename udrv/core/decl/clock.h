@@ -4,7 +4,6 @@
 
 struct udrv_clock {
 	uint32_t source;
-	uint32_t shift;
 	uint64_t mult;
 	...;
 };

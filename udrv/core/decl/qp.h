@@ -31,7 +31,6 @@ struct udrv_qp_shared {
 	uint16_t nr_trackers;
 	uint32_t trackers_offset;
 	uint32_t free_offset;
-	uint32_t slot_cid_offset;
 	uint32_t size;
 	uint32_t sq_posted;
 	uint32_t sq_rung;

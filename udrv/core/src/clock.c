@@ -12,8 +12,7 @@
 
 struct udrv_clock udrv_clock = {
 	.source = UDRV_CLOCK_GETTIME,
-	.shift = 0,
-	.mult = 1,
+	.mult = 1ull << 32,
 };
 
 #if defined(__x86_64__)
@@ -70,7 +69,6 @@ static void choose(void)
 	if (!a || !b || diff > a / 1000000 * MAX_DISAGREE_PPM)
 		return;	/* a virtual machine that moves, or a host that stole the time: be safe */
 	udrv_clock.mult = a / 2 + b / 2;
-	udrv_clock.shift = 32;
 	sample(&udrv_clock.base_ticks, &udrv_clock.base_ns);
 	udrv_clock.source = UDRV_CLOCK_TSC;
 }
@@ -83,7 +81,6 @@ static void choose(void)
 	if (!hz)
 		return;
 	udrv_clock.mult = (uint64_t)(((unsigned __int128)1000000000u << 32) / hz);
-	udrv_clock.shift = 32;
 	__asm__ __volatile__("isb; mrs %0, cntvct_el0" : "=r"(udrv_clock.base_ticks));
 	udrv_clock.base_ns = udrv_monotonic_ns();
 	udrv_clock.source = UDRV_CLOCK_CNTVCT;

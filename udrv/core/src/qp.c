@@ -37,29 +37,30 @@ void udrv_qp_close(struct udrv_qp *qp)
 /* --- submission -------------------------------------------------------------------------- */
 
 /* Fill in the PRPs of `len` > 0 bytes at `iova`; the list page is the tracker's own. */
-static inline void set_prps(struct udrv_qp *qp, struct nvme_sqe *sqe, uint32_t cid, uint64_t iova,
-			    uint32_t len)
+static inline void set_prps(struct nvme_sqe *sqe, uint64_t *lists, uint64_t lists_iova,
+			    uint32_t cid, uint64_t iova, uint32_t len)
 {
-	uint32_t first = NVME_PAGE_SIZE - (uint32_t)(iova & NVME_PAGE_MASK);
-	uint64_t page = (iova & ~(uint64_t)NVME_PAGE_MASK) + NVME_PAGE_SIZE;
+	uint32_t end = (uint32_t)(iova & NVME_PAGE_MASK) + len;	/* from the first page's start */
+	uint64_t page;
 	uint64_t *list;
 	uint32_t i, n;
 
 	sqe->prp1 = iova;
-	if (len <= first) {
+	if (likely(end <= NVME_PAGE_SIZE)) {
 		sqe->prp2 = 0;
 		return;
 	}
-	n = (len - first + NVME_PAGE_MASK) >> NVME_PAGE_SHIFT;
-	if (n == 1) {
+	page = (iova & ~(uint64_t)NVME_PAGE_MASK) + NVME_PAGE_SIZE;
+	if (end <= 2 * NVME_PAGE_SIZE) {
 		sqe->prp2 = page;
 		return;
 	}
-	/* n <= prp_entries: len <= max_transfer <= UDRV_QP_PRP_MAX_TRANSFER */
-	list = qp->prp + (size_t)cid * qp->prp_entries;
+	/* at most one page of entries: len <= max_transfer <= UDRV_QP_PRP_MAX_TRANSFER */
+	n = (end - 1) >> NVME_PAGE_SHIFT;
+	list = lists + (size_t)cid * (NVME_PAGE_SIZE / 8);
 	for (i = 0; i < n; i++, page += NVME_PAGE_SIZE)
 		list[i] = page;
-	sqe->prp2 = qp->prp_iova + ((uint64_t)cid << NVME_PAGE_SHIFT);
+	sqe->prp2 = lists_iova + ((uint64_t)cid << NVME_PAGE_SHIFT);
 }
 
 static inline uint32_t ring_next(const struct udrv_qp *qp, uint32_t i)
@@ -67,15 +68,17 @@ static inline uint32_t ring_next(const struct udrv_qp *qp, uint32_t i)
 	return unlikely(++i == qp->entries) ? 0 : i;
 }
 
-/* Tell the device of everything that was posted. */
-static inline void ring_sq(struct udrv_qp *qp)
+/* Tell the device of the `n` commands posted last; their ids are the n above the free stack's top. */
+static inline void ring_sq(struct udrv_qp *qp, uint32_t n)
 {
 	struct udrv_qp_shared *sh = qp->shared;
+	struct udrv_tracker *const trackers = qp->trackers;
+	const uint16_t *cid = qp->free + sh->nr_free, *const end = cid + n;
 	uint64_t now = udrv_ticks();
-	uint32_t i;
 
-	for (i = sh->sq_rung; i != sh->sq_posted; i = ring_next(qp, i))
-		qp->trackers[qp->slot_cid[i]].submit_ticks = now;
+	do
+		trackers[*cid].submit_ticks = now;
+	while (++cid != end);
 	/*
 	 * Entries and PRP lists before the tail: pairs with the device's read of the doorbell
 	 * before its reads of the ring.
@@ -86,101 +89,133 @@ static inline void ring_sq(struct udrv_qp *qp)
 	sh->sq_doorbells++;
 }
 
-/* Check one command of a batch. Return: its data length in bytes, or -UDRV_E*. */
-static inline int64_t check_command(const struct udrv_qp *qp, const struct udrv_batch *b,
-				    uint32_t i)
+/* What is wrong with a command that the checks below did not let pass: -UDRV_E*. */
+static __attribute__((noinline, cold)) int why_refused(const struct udrv_qp *qp,
+							 const struct udrv_batch *b, uint32_t i)
 {
-	uint8_t opcode = b->opcode[i];
-	uint64_t slba = b->slba[i];
-	uint64_t offset = b->offset[i];
 	uint64_t nlb = b->nlb[i];
-	uint64_t len;
+	uint64_t len = nlb << b->lba_shift;
 
-	if (unlikely(opcode != NVME_CMD_READ && opcode != NVME_CMD_WRITE))
-		return opcode == NVME_CMD_FLUSH ? 0 : -UDRV_EOPCODE;
-	if (unlikely(!nlb || nlb > b->nsze || slba > b->nsze - nlb))
+	if (b->opcode[i] != NVME_CMD_READ && b->opcode[i] != NVME_CMD_WRITE)
+		return -UDRV_EOPCODE;
+	if (!nlb || nlb > b->nsze || b->slba[i] > b->nsze - nlb)
 		return -UDRV_ERANGE;
-	len = nlb << b->lba_shift;	/* nlb < 2^32, lba_shift <= 16 */
-	if (unlikely(len > qp->max_transfer || nlb > 65536))
+	if (len > qp->max_transfer)
 		return -UDRV_ESIZE;
-	if (unlikely(offset > b->len || len > b->len - offset))
+	if (b->offset[i] > b->len || len > b->len - b->offset[i])
 		return -UDRV_EBUFFER;
-	if (unlikely((b->iova + offset) & 3))
-		return -UDRV_EALIGN;
-	return (int64_t)len;
+	return -UDRV_EALIGN;
+}
+
+static uint64_t min_u64(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+/*
+ * Post commands first .. first + n - 1; n ids are free. Return: 0, or -UDRV_E* and the row in *bad,
+ * with nothing posted.
+ *
+ * Fields are copied to locals because a store to a tracker or to the ring could alias any of them.
+ * `has_control` is a constant at both calls: the common loop has no test for it.
+ */
+static inline __attribute__((always_inline)) int post(struct udrv_qp *qp,
+						      const struct udrv_batch *b, uint32_t first,
+						      uint32_t n, uint32_t *bad, int has_control)
+{
+	struct udrv_qp_shared *sh = qp->shared;
+	const uint8_t *const opcodes = b->opcode;
+	const uint64_t *const slbas = b->slba, *const offsets = b->offset;
+	const uint64_t *const user_data = b->user_data;
+	const uint32_t *const nlbs = b->nlb;
+	const uint64_t nsze = b->nsze, buf_len = b->len, iova = b->iova;
+	const uint64_t pool_offset = b->pool_offset, nsid = (uint64_t)b->nsid << 32;
+	const uint32_t lba_shift = b->lba_shift, entries = qp->entries;
+	/* no more blocks than a command, the namespace and the buffer allow; below 2^32 */
+	const uint32_t most = (uint32_t)min_u64(min_u64(qp->max_transfer, buf_len) >> lba_shift,
+						nsze);
+	const uint64_t meta = b->pool_id | (uint64_t)b->slot << 32 |
+			      (uint64_t)UDRV_TRACKER_INFLIGHT << 56;
+	struct udrv_tracker *const trackers = qp->trackers;
+	struct nvme_sqe *const sq = qp->sq;
+	uint64_t *const lists = qp->prp;
+	const uint64_t lists_iova = qp->prp_iova;
+	const uint16_t *free = qp->free + sh->nr_free;
+	uint32_t tail = sh->sq_posted;
+	uint32_t i;
+
+	for (i = first; i < first + n; i++) {
+		uint64_t opcode = opcodes[i], slba = slbas[i], offset = offsets[i];
+		uint32_t nlb = nlbs[i];
+		uint64_t len = (uint64_t)nlb << lba_shift;
+		uint64_t cid = *--free;
+		struct udrv_tracker *t = &trackers[cid];
+		struct nvme_sqe *sqe = &sq[tail];
+
+		if (likely(opcode - 1 <= 1)) {	/* write is 1, read is 2 */
+			/* nlb - 1 wraps to a huge value for 0 */
+			if (unlikely(nlb - 1 >= most || slba > nsze - nlb ||
+				     offset > buf_len - len || ((iova + offset) & 3)))
+				goto refused;
+			set_prps(sqe, lists, lists_iova, (uint32_t)cid, iova + offset,
+				 (uint32_t)len);
+			sqe->cdw12_13 = nlb - 1;
+			if (has_control)
+				sqe->cdw12 |= (uint32_t)b->control[i] << 16;
+		} else {
+			if (opcode != NVME_CMD_FLUSH)
+				goto refused;
+			slba = len = offset = 0;
+			sqe->prp1 = 0;
+			sqe->prp2 = 0;
+			sqe->cdw12_13 = 0;
+		}
+		t->user_data = user_data[i];
+		t->slba = slba;
+		t->pool_offset = pool_offset + offset;
+		t->len_nsid = nsid | len;
+		t->meta = meta | opcode << 48;
+
+		sqe->cdw0 = (uint32_t)(opcode | cid << 16);
+		sqe->nsid = (uint32_t)(nsid >> 32);
+		sqe->cdw2 = 0;
+		sqe->cdw3 = 0;
+		sqe->mptr = 0;
+		sqe->slba = slba;
+		sqe->cdw14_15 = 0;
+		if (unlikely(++tail == entries))
+			tail = 0;
+	}
+	sh->nr_free -= n;
+	sh->sq_posted = tail;
+	return 0;
+refused:
+	/* the device was not told of the ones before it: forget them */
+	for (free++; free < qp->free + sh->nr_free; free++)
+		trackers[*free].state = UDRV_TRACKER_FREE;
+	*bad = i;
+	return why_refused(qp, b, i);
 }
 
 int __udrv_qp_submit(struct udrv_qp *qp, const struct udrv_batch *b, uint32_t first,
 		     uint32_t count, uint32_t *bad)
 {
 	struct udrv_qp_shared *sh = qp->shared;
-	uint32_t tail = sh->sq_posted;
-	uint32_t nr_free = sh->nr_free;
-	uint32_t i, n;
+	uint32_t n = count < sh->nr_free ? count : sh->nr_free;
+	int ret;
 
 	if (unlikely(first > b->capacity || count > b->capacity - first ||
 		     b->slot >= UDRV_QP_SLOTS || b->lba_shift < 9 || b->lba_shift > 16))
 		return -UDRV_EINVAL;
-	n = count < nr_free ? count : nr_free;
-
-	for (i = first; i < first + n; i++) {
-		int64_t len = check_command(qp, b, i);
-		struct udrv_tracker *t;
-		struct nvme_sqe *sqe;
-		uint64_t slba;
-		uint16_t cid;
-
-		if (unlikely(len < 0)) {
-			/* the device was not told of the ones before it: forget them */
-			while (nr_free < sh->nr_free)
-				qp->trackers[qp->free[nr_free++]].state = UDRV_TRACKER_FREE;
-			*bad = i;
-			return (int)len;
-		}
-		cid = qp->free[--nr_free];
-		t = &qp->trackers[cid];
-		slba = len ? b->slba[i] : 0;
-		t->user_data = b->user_data[i];
-		t->slba = slba;
-		t->pool_offset = b->pool_offset + b->offset[i];
-		t->len = (uint32_t)len;
-		t->nsid = b->nsid;
-		t->pool_id = b->pool_id;
-		t->slot = b->slot;
-		t->opcode = b->opcode[i];
-		t->state = UDRV_TRACKER_INFLIGHT;
-
-		sqe = &qp->sq[tail];
-		sqe->cdw0 = b->opcode[i] | (uint32_t)cid << 16;
-		sqe->nsid = b->nsid;
-		sqe->cdw2 = 0;
-		sqe->cdw3 = 0;
-		sqe->mptr = 0;
-		if (len) {
-			set_prps(qp, sqe, cid, b->iova + b->offset[i], (uint32_t)len);
-			sqe->cdw12 = (b->nlb[i] - 1) |
-				     (b->control ? (uint32_t)b->control[i] << 16 : 0);
-		} else {
-			sqe->prp1 = 0;
-			sqe->prp2 = 0;
-			sqe->cdw12 = 0;
-		}
-		sqe->cdw10 = (uint32_t)slba;
-		sqe->cdw11 = (uint32_t)(slba >> 32);
-		sqe->cdw13 = 0;
-		sqe->cdw14 = 0;
-		sqe->cdw15 = 0;
-		qp->slot_cid[tail] = cid;
-		tail = ring_next(qp, tail);
-	}
-	if (likely(n)) {
-		sh->nr_free = nr_free;
-		sh->sq_posted = tail;
-		sh->submitted += n;
-		qp->slot_inflight[b->slot] += n;
-		qp->inflight += n;
-		ring_sq(qp);
-	}
+	if (unlikely(!n))
+		return 0;
+	ret = b->control ? post(qp, b, first, n, bad, 1) : post(qp, b, first, n, bad, 0);
+	if (unlikely(ret))
+		return ret;
+	sh->submitted += n;
+	qp->slot_inflight[b->slot] += n;
+	qp->inflight += n;
+	ring_sq(qp, n);
 	return (int)n;
 }
 
@@ -234,19 +269,19 @@ int udrv_qp_submit_raw(struct udrv_qp *qp, const struct nvme_sqe *src, uint64_t 
 	*sqe = *src;
 	sqe->cdw0 = (src->cdw0 & 0xffff) | (uint32_t)cid << 16;
 	if (len)
-		set_prps(qp, sqe, cid, iova, len);
-	qp->slot_cid[sh->sq_posted] = cid;
+		set_prps(sqe, qp->prp, qp->prp_iova, cid, iova, len);
 	sh->sq_posted = ring_next(qp, sh->sq_posted);
 	sh->submitted++;
 	qp->slot_inflight[slot]++;
 	qp->inflight++;
-	ring_sq(qp);
+	ring_sq(qp, 1);
 	udrv_qp_leave(qp);
 	return 1;
 }
 
 /* --- completion -------------------------------------------------------------------------- */
 
+/* Give a command id back, and with it its claim on the slot's buffer. */
 static inline void free_tracker(struct udrv_qp *qp, uint32_t cid)
 {
 	struct udrv_tracker *t = &qp->trackers[cid];
@@ -257,77 +292,97 @@ static inline void free_tracker(struct udrv_qp *qp, uint32_t cid)
 	qp->free[qp->shared->nr_free++] = (uint16_t)cid;
 }
 
+/* A completion that is not for a command in flight: count it, and index nothing. */
+static __attribute__((noinline, cold)) void anomaly(struct udrv_qp *qp, uint32_t cid,
+						      uint32_t sqid)
+{
+	struct udrv_qp_anomalies *a = &qp->shared->anomalies;
+
+	if (cid >= qp->nr_trackers) {
+		a->bad_cid++;
+	} else if (sqid != qp->qid) {
+		a->bad_sqid++;
+	} else if (qp->trackers[cid].state == UDRV_TRACKER_QUARANTINE) {
+		a->late++;
+		free_tracker(qp, cid);
+	} else {
+		a->duplicate++;
+	}
+}
+
 int __udrv_qp_reap(struct udrv_qp *qp, const struct udrv_completions *out, uint32_t first,
 		   uint32_t max)
 {
 	struct udrv_qp_shared *sh = qp->shared;
-	uint32_t head = sh->cq_head;
-	uint32_t phase = sh->cq_phase;
-	uint32_t n = 0, seen = 0;
-	uint64_t now = 0;
+	volatile struct nvme_cqe *const cq = qp->cq;
+	struct udrv_tracker *const trackers = qp->trackers;
+	uint32_t *const slot_inflight = qp->slot_inflight;
+	uint64_t *const user_data = out->user_data, *const result = out->result;
+	uint64_t *const latency_ns = out->latency_ns;
+	uint16_t *const status = out->status;
+	const uint32_t entries = qp->entries, nr_trackers = qp->nr_trackers, qid = qp->qid;
+	uint32_t head = sh->cq_head, phase = sh->cq_phase;
+	uint16_t *top = qp->free + sh->nr_free;
+	uint32_t row = first, seen = 0;
+	uint64_t now;
 
 	if (unlikely(first > out->capacity || max > out->capacity - first))
 		return -UDRV_EINVAL;
+	if (((cq[head].dw3 >> 16) & 1) != phase || !max)
+		return 0;
+	now = udrv_ticks();
 
 	/* at most one lap: a device that completes for ever must not keep us for ever */
-	while (n < max && seen < qp->entries) {
-		volatile struct nvme_cqe *cqe = &qp->cq[head];
-		uint32_t dw3 = cqe->dw3;
-		uint32_t cid = dw3 & 0xffff;
-		uint32_t dw2;
+	while (row < first + max && seen < entries) {
+		volatile struct nvme_cqe *cqe = &cq[head];
+		uint64_t dw2_3 = cqe->dw2_3;
+		uint32_t cid = (dw2_3 >> 32) & 0xffff, sqid = (uint32_t)dw2_3 >> 16;
+		struct udrv_tracker *t;
 
-		if (((dw3 >> 16) & 1) != phase)
+		if (((dw2_3 >> 48) & 1) != phase)
 			break;
 		/*
 		 * The rest of the entry after its phase, and the data after both: pairs with the
 		 * device, which writes data, then entry, then phase.
 		 */
 		udrv_dma_rmb();
-		if (!seen)
-			now = udrv_ticks();
 		seen++;
-		dw2 = cqe->dw2;
-
-		if (unlikely(cid >= qp->nr_trackers)) {
-			sh->anomalies.bad_cid++;
-		} else if (unlikely((dw2 >> 16) != qp->qid)) {
-			sh->anomalies.bad_sqid++;
-		} else if (unlikely(qp->trackers[cid].state != UDRV_TRACKER_INFLIGHT)) {
-			if (qp->trackers[cid].state == UDRV_TRACKER_QUARANTINE) {
-				sh->anomalies.late++;
-				free_tracker(qp, cid);
-			} else {
-				sh->anomalies.duplicate++;
-			}
-		} else {
-			const struct udrv_tracker *t = &qp->trackers[cid];
-			uint32_t row = first + n++;
-
-			out->user_data[row] = t->user_data;
-			out->result[row] = cqe->dw0 | (uint64_t)cqe->dw1 << 32;
-			out->status[row] = (uint16_t)(dw3 >> 17);
-			out->latency_ns[row] = udrv_ticks_to_ns(now - t->submit_ticks);
-			free_tracker(qp, cid);
-		}
-		head = ring_next(qp, head);
-		if (!head)
+		if (unlikely(++head == entries)) {
+			head = 0;
 			phase ^= 1;
+		}
+		if (unlikely(cid >= nr_trackers || sqid != qid ||
+			     trackers[cid].state != UDRV_TRACKER_INFLIGHT)) {
+			sh->nr_free = (uint32_t)(top - qp->free);
+			anomaly(qp, cid, sqid);
+			top = qp->free + sh->nr_free;
+			continue;
+		}
+		t = &trackers[cid];
+		user_data[row] = t->user_data;
+		result[row] = cqe->result;
+		status[row] = (uint16_t)(dw2_3 >> 49);
+		latency_ns[row] = udrv_ticks_to_ns(now - t->submit_ticks);
+		row++;
+		t->state = UDRV_TRACKER_FREE;
+		slot_inflight[t->slot]--;
+		*top++ = (uint16_t)cid;
 	}
-	if (seen) {
-		sh->cq_head = head;
-		sh->cq_phase = phase;
-		sh->consumed += seen;
-		sh->completed += n;
-		/*
-		 * Our reads of the entries before the device may overwrite them: pairs with its
-		 * read of the doorbell before it uses a slot again.
-		 */
-		udrv_dma_load_store();
-		udrv_mmio_write32(qp->cq_doorbell, head);
-		sh->cq_rung = head;
-		sh->cq_doorbells++;
-	}
-	return (int)n;
+	sh->nr_free = (uint32_t)(top - qp->free);
+	qp->inflight -= row - first;
+	sh->cq_head = head;
+	sh->cq_phase = phase;
+	sh->consumed += seen;
+	sh->completed += row - first;
+	/*
+	 * Our reads of the entries before the device may overwrite them: pairs with its read of the
+	 * doorbell before it uses a slot again.
+	 */
+	udrv_dma_load_store();
+	udrv_mmio_write32(qp->cq_doorbell, head);
+	sh->cq_rung = head;
+	sh->cq_doorbells++;
+	return (int)(row - first);
 }
 
 int udrv_qp_reap(struct udrv_qp *qp, const struct udrv_completions *out, uint32_t first,

@@ -45,16 +45,11 @@ static uint32_t free_offset(uint32_t entries)
 	       (entries - 1) * (uint32_t)sizeof(struct udrv_tracker);
 }
 
-static uint32_t slot_cid_offset(uint32_t entries)
-{
-	return align_up(free_offset(entries) + entries * 2, UDRV_CACHELINE);
-}
-
 size_t udrv_qp_shared_size(uint32_t entries)
 {
 	if (entries < 2 || entries > 65535)
 		return 0;
-	return align_up(slot_cid_offset(entries) + entries * 2, UDRV_CACHELINE);
+	return align_up(free_offset(entries) + (entries - 1) * 2, UDRV_CACHELINE);
 }
 
 struct udrv_qp *udrv_qp_new(void)
@@ -118,13 +113,11 @@ int udrv_qp_init(struct udrv_qp *qp, const struct udrv_qp_config *c)
 	sh->nr_trackers = (uint16_t)qp->nr_trackers;
 	sh->trackers_offset = sizeof(*sh);
 	sh->free_offset = free_offset(c->entries);
-	sh->slot_cid_offset = slot_cid_offset(c->entries);
 	sh->size = (uint32_t)udrv_qp_shared_size(c->entries);
 	sh->cq_phase = 1;	/* the ring is zeroed: the device writes 1 on its first pass */
 
 	qp->trackers = (struct udrv_tracker *)((char *)sh + sh->trackers_offset);
 	qp->free = (uint16_t *)((char *)sh + sh->free_offset);
-	qp->slot_cid = (uint16_t *)((char *)sh + sh->slot_cid_offset);
 	memset(qp->trackers, 0, qp->nr_trackers * sizeof(*qp->trackers));
 	reset_free_stack(qp);
 	return 0;

@@ -26,8 +26,8 @@ enum udrv_clock_source {
 
 struct udrv_clock {
 	uint32_t source;	/* enum udrv_clock_source */
-	uint32_t shift;
-	uint64_t mult;		/* ns = ticks * mult >> shift */
+	uint32_t __reserved;
+	uint64_t mult;		/* ns = ticks * mult >> 32: 2^32 where a tick is a nanosecond */
 	uint64_t base_ticks;
 	uint64_t base_ns;	/* CLOCK_MONOTONIC at base_ticks */
 };
@@ -65,7 +65,7 @@ static inline uint64_t udrv_ticks(void)
 /* A difference of ticks in nanoseconds. */
 static inline uint64_t udrv_ticks_to_ns(uint64_t ticks)
 {
-	return (uint64_t)(((unsigned __int128)ticks * udrv_clock.mult) >> udrv_clock.shift);
+	return (uint64_t)(((unsigned __int128)ticks * udrv_clock.mult) >> 32);
 }
 
 /* A tick value as CLOCK_MONOTONIC nanoseconds. */

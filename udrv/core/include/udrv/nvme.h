@@ -24,22 +24,47 @@ struct nvme_sqe {
 	uint64_t mptr;
 	uint64_t prp1;
 	uint64_t prp2;
-	uint32_t cdw10;
-	uint32_t cdw11;
-	uint32_t cdw12;
-	uint32_t cdw13;
-	uint32_t cdw14;
-	uint32_t cdw15;
+	union {
+		struct {
+			uint32_t cdw10;
+			uint32_t cdw11;
+		};
+		uint64_t slba;	/* of read and write; the unions are for whole stores */
+	};
+	union {
+		struct {
+			uint32_t cdw12;
+			uint32_t cdw13;
+		};
+		uint64_t cdw12_13;
+	};
+	union {
+		struct {
+			uint32_t cdw14;
+			uint32_t cdw15;
+		};
+		uint64_t cdw14_15;
+	};
 };
 static_assert(sizeof(struct nvme_sqe) == 64, "an SQE is 64 bytes");
 static_assert(offsetof(struct nvme_sqe, prp1) == 24, "DPTR is at byte 24");
 static_assert(offsetof(struct nvme_sqe, cdw10) == 40, "CDW10 is at byte 40");
 
 struct nvme_cqe {
-	uint32_t dw0;
-	uint32_t dw1;
-	uint32_t dw2;		/* 15:0 SQHD, 31:16 SQID */
-	uint32_t dw3;		/* 15:0 CID, 16 phase, 31:17 status */
+	union {
+		struct {
+			uint32_t dw0;
+			uint32_t dw1;
+		};
+		uint64_t result;
+	};
+	union {
+		struct {
+			uint32_t dw2;	/* 15:0 SQHD, 31:16 SQID */
+			uint32_t dw3;	/* 15:0 CID, 16 phase, 31:17 status */
+		};
+		uint64_t dw2_3;		/* one load: whoever sees the phase sees the SQID */
+	};
 };
 static_assert(sizeof(struct nvme_cqe) == 16, "a CQE is 16 bytes");
 

@@ -57,12 +57,22 @@ struct udrv_tracker {
 	uint64_t slba;
 	uint64_t submit_ticks;	/* of the doorbell write */
 	uint64_t pool_offset;	/* first data byte, as an offset in pool `pool_id` */
-	uint32_t len;		/* data bytes */
-	uint32_t nsid;
-	uint32_t pool_id;
-	uint16_t slot;		/* whose buffer it is, see udrv_qp_slot_inflight() */
-	uint8_t opcode;
-	uint8_t state;		/* enum udrv_tracker_state */
+	union {
+		struct {
+			uint32_t len;	/* data bytes */
+			uint32_t nsid;
+		};
+		uint64_t len_nsid;
+	};
+	union {
+		struct {
+			uint32_t pool_id;
+			uint16_t slot;	/* whose buffer it is, see udrv_qp_slot_inflight() */
+			uint8_t opcode;
+			uint8_t state;	/* enum udrv_tracker_state */
+		};
+		uint64_t meta;		/* the unions are for whole stores */
+	};
 	uint64_t __reserved[2];
 };
 static_assert(sizeof(struct udrv_tracker) == UDRV_CACHELINE, "a tracker is a cache line");
@@ -79,8 +89,8 @@ struct udrv_qp_anomalies {
 };
 
 /*
- * All state of a queue pair that must survive its process. Trackers, the stack of free command
- * ids and the SQ slot -> CID table follow at the offsets named here.
+ * All state of a queue pair that must survive its process. Trackers and the stack of free command
+ * ids follow at the offsets named here.
  */
 struct udrv_qp_shared {
 	uint32_t magic;
@@ -92,9 +102,8 @@ struct udrv_qp_shared {
 	uint16_t __reserved0;
 	uint32_t trackers_offset;
 	uint32_t free_offset;
-	uint32_t slot_cid_offset;
 	uint32_t size;
-	uint64_t __reserved1[2];
+	uint32_t __reserved1[5];
 
 	/* submission side */
 	uint32_t sq_posted __cacheline_aligned;	/* next SQ slot to fill */
@@ -124,7 +133,6 @@ struct udrv_qp {
 	struct nvme_sqe *sq;
 	struct udrv_tracker *trackers;
 	uint16_t *free;
-	uint16_t *slot_cid;
 	uint64_t *prp;			/* nr_trackers pages of PRP entries */
 	volatile uint32_t *sq_doorbell;
 	uint32_t prp_entries;		/* per page */
