@@ -330,7 +330,7 @@ int __udrv_qp_reap(struct udrv_qp *qp, const struct udrv_completions *out, uint3
 		return -UDRV_EINVAL;
 	if (((cq[head].dw3 >> 16) & 1) != phase || !max)
 		return 0;
-	now = udrv_ticks();
+	now = udrv_ticks_after_loads();	/* the phase was seen by then */
 
 	/* at most one lap: a device that completes for ever must not keep us for ever */
 	while (row < first + max && seen < entries) {

@@ -62,6 +62,15 @@ static inline uint64_t udrv_ticks(void)
 	return udrv_monotonic_ns();
 }
 
+/* The same, read after all earlier loads: RDTSC alone may run ahead of a load that misses. */
+static inline uint64_t udrv_ticks_after_loads(void)
+{
+#if defined(__x86_64__)
+	_mm_lfence();
+#endif
+	return udrv_ticks();	/* aarch64: the isb in it */
+}
+
 /* A difference of ticks in nanoseconds. */
 static inline uint64_t udrv_ticks_to_ns(uint64_t ticks)
 {
