@@ -166,10 +166,12 @@ def shell(  # noqa: PLR0917 - the command line's options
         cpus=cpus, memory=memory, accel=accel, kernel=kernel, timeout=None,
         devices=_devices(device), default_devices=not no_default_devices, keep_disks=keep_disks,
         qemu=qemu, append=append, iommu=not no_iommu, shared_memory=shared_memory, out=out,
-        environment=_environment(env), allow=tuple(allow or ()),
+        environment={"PS1": "(lab) # ", **_environment(env)}, allow=tuple(allow or ()),
     )
-    login = Path("/bin/bash") if Path("/bin/bash").exists() else Path("/bin/sh")
-    result = runs.run([str(login), "-i"], config, say=_say, terminal=True)
+    # Without the user's start files: the environment is passed on already, and what they start
+    # costs half a minute under emulation.
+    login = ["/bin/bash", "--norc"] if Path("/bin/bash").exists() else ["/bin/sh"]
+    result = runs.run([*login, "-i"], config, say=_say, terminal=True)
     raise typer.Exit(_finish(result, out))
 
 
