@@ -9,6 +9,7 @@ the summary, so that it can be run by hand.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from typing import Any
 
@@ -18,6 +19,10 @@ import pytest
 # no timed assertion: machines are slow, shared and emulated
 hypothesis.settings.register_profile("udrv", deadline=None)
 hypothesis.settings.load_profile("udrv")
+
+# A shell's background job ignores SIGINT, its children do so too, and tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["udrv.lab.pytest_plugin"]
 
