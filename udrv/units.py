@@ -12,7 +12,8 @@ import re
 from udrv.errors import InvalidRequestError
 
 _EXPONENTS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
-_SIZE = re.compile(r"(0x[0-9a-f]+|[0-9]+)(?:([kmgtp])i?)?b?", re.IGNORECASE | re.ASCII)
+#: More digits than any answer has are not read at all: int() refuses thousands of them.
+_SIZE = re.compile(r"(0x[0-9a-f]{1,32}|[0-9]{1,40})(?:([kmgtp])i?)?b?", re.IGNORECASE | re.ASCII)
 #: A byte count is an unsigned 64-bit number everywhere below.
 _LIMIT = 1 << 64
 

@@ -45,7 +45,10 @@ def parse_seconds(text: str) -> float:
         raise InvalidRequestError(
             f"reading the time {text!r}", mend='write it as "5", "500ms" or "2m"'
         )
-    return float(found.group(1)) * _SECONDS[found.group(2) or "s"]
+    seconds = float(found.group(1)) * _SECONDS[found.group(2) or "s"]
+    if not math.isfinite(seconds):
+        raise InvalidRequestError("reading a time of hundreds of digits", mend="ask for less")
+    return seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +125,8 @@ class BenchConfig:
             ("max_errors", self.max_errors, 0, (1 << 63) - 1),
             ("timeout", self.timeout, 1e-3, 1e6),
         ):
-            if number is not None and not (math.isfinite(number) and low <= number <= high):
+            # a NaN compares as false; an int may be too large for math.isfinite()
+            if number is not None and not low <= number <= high:
                 raise InvalidRequestError(f"{name} {number}", mend=f"{low} to {high}")
 
     @property

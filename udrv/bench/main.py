@@ -24,6 +24,7 @@ from udrv.bench.config import (
     parse_seconds,
 )
 from udrv.errors import UdrvError
+from udrv.stdio import run as run_app
 from udrv.units import parse_size
 
 app = typer.Typer(
@@ -174,12 +175,17 @@ def run_command(
             max_errors=max_errors,
             timeout=parse_seconds(timeout),
         )
+        if output is not None:
+            output.open("a").close()  # now, and not after an hour of measuring
         with progress_bar() as on_progress:
             result = run(
                 target, config, i_mean=i_mean, bind=bind, on_progress=on_progress, check=False
             )
     except UdrvError as error:
         _say(f"udrv-bench: {error}")
+        raise typer.Exit(1) from error
+    except OSError as error:
+        _say(f"udrv-bench: {error.filename or output}: {error.strerror or error}")
         raise typer.Exit(1) from error
     if output_format == "json":
         text = json.dumps(to_fio(result), indent=2) + "\n"
@@ -206,7 +212,7 @@ def run_command(
 
 def main() -> None:
     """Run the command line and exit with its status."""
-    app()
+    run_app("udrv-bench", app)
 
 
 if __name__ == "__main__":

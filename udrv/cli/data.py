@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import shutil
+import io
+import os
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
 
@@ -20,7 +22,7 @@ import typer
 
 from udrv.cli.output import Json, print_json, say
 from udrv.cli.targets import Bind, Nsid, Target, choose_namespace, number, open_controller
-from udrv.errors import AlignmentError, InvalidRequestError, LbaRangeError
+from udrv.errors import AlignmentError, InvalidRequestError, LbaRangeError, UdrvError
 
 if TYPE_CHECKING:
     from udrv.nvme.namespace import Namespace
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 _PIECE = 4 << 20
 #: Bytes that `read --json` puts into the document itself.
 _JSON_DATA_LIMIT = 1 << 20
+#: Bytes that an input without a length is copied by.
+_SPOOL_PIECE = 1 << 20
 
 Lba = Annotated[int, typer.Option("--lba", parser=number, metavar="N", help="First block.")]
 
@@ -67,7 +71,7 @@ def read(
             )
         digest, kept, position = hashlib.sha256(), bytearray(), lba * namespace.lba_size
         dump = not as_json and output is None and sys.stdout.isatty()
-        with ExitStack() as stack:
+        with _naming_output(output), ExitStack() as stack:
             sink: IO[bytes] | None = None
             if output is not None and output != "-":
                 sink = stack.enter_context(Path(output).open("wb"))
@@ -137,7 +141,14 @@ def write(
             i_mean, target=target, serial=controller.serial, nsid=namespace.nsid,
             eui64=namespace.eui64, nguid=namespace.nguid,
         )
-        stream, size = _whole_input(source, stack)
+        room = max(namespace.nsze - lba, 0) * namespace.lba_size
+        stream, size = _whole_input(source, stack, room)
+        if size > room:
+            raise LbaRangeError(
+                f"the input has more than the {room} bytes that there are from block {lba} on",
+                device=target, mend=f"namespace {namespace.nsid} has blocks 0 to "
+                f"{namespace.nsze - 1} of {namespace.lba_size} bytes",
+            )
         short = -size % namespace.lba_size
         if short and not pad:
             raise AlignmentError(
@@ -176,6 +187,17 @@ def hexdump(data: bytes, position: int = 0) -> Iterator[str]:
         halves = [" ".join(f"{byte:02x}" for byte in half) for half in (row[:8], row[8:])]
         text = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in row)
         yield f"{position + start:08x}  {halves[0]:<23}  {halves[1]:<23}  |{text}|"
+
+
+@contextmanager
+def _naming_output(output: str | None) -> Iterator[None]:
+    """Name the file in the error of a write, which does not know it (a full disk)."""
+    try:
+        yield
+    except OSError as error:
+        if not isinstance(error, UdrvError) and error.filename is None:
+            error.filename = "standard output" if output in (None, "-") else output
+        raise
 
 
 def _check_range(namespace: Namespace, lba: int, blocks: int) -> None:
@@ -230,17 +252,30 @@ def _write_pieces(
         done += want
 
 
-def _whole_input(source: str, stack: ExitStack) -> tuple[IO[bytes], int]:
-    """Return the input and its length; a pipe is copied to a temporary file first."""
+def _whole_input(source: str, stack: ExitStack, room: int) -> tuple[IO[bytes], int]:
+    """Return the input and its length.
+
+    What does not know its length (a pipe, a terminal, a file of /proc) is copied to a temporary
+    file first, up to one byte more than the `room` bytes that there are: it may have no end.
+    """
     stream: IO[bytes] = sys.stdin.buffer
     if source != "-":
         stream = stack.enter_context(Path(source).open("rb"))  # noqa: SIM115 - the stack closes it
-    if not stream.seekable():
+    if not _knows_length(stream):
         spool = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - likewise
-        shutil.copyfileobj(stream, spool)
+        while piece := stream.read(min(_SPOOL_PIECE, room + 1 - spool.tell())):
+            spool.write(piece)
         spool.seek(0)
         stream = spool
     start = stream.tell()
     size = stream.seek(0, 2) - start
     stream.seek(start)
     return stream, size
+
+
+def _knows_length(stream: IO[bytes]) -> bool:
+    try:
+        info = os.fstat(stream.fileno())
+    except io.UnsupportedOperation:
+        return stream.seekable()  # bytes in memory, where a program calls the command
+    return stat.S_ISBLK(info.st_mode) or (stat.S_ISREG(info.st_mode) and info.st_size > 0)

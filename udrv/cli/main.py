@@ -14,6 +14,7 @@ from udrv._version import __version__
 from udrv.cli import binding, data, inspect, listing, soft
 from udrv.cli.output import say
 from udrv.errors import UdrvError
+from udrv.stdio import run
 
 if TYPE_CHECKING:
     # typer brings its own copy of click, or uses the installed one, as its version goes
@@ -85,7 +86,7 @@ app.add_typer(soft.app, name="soft")
 
 def main() -> None:
     """Run the command line and exit with its status."""
-    app()
+    run("udrv", app)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ def number(text: str | int) -> int:
     except ValueError:
         value = -1
     if value < 0:
-        raise typer.BadParameter(f"{text!r} is no number of 0 or more")
+        shown = repr(text) if len(str(text)) <= 40 else f"a text of {len(str(text))} characters"
+        raise typer.BadParameter(f"{shown} is no number of 0 or more")
     return value
 
 

@@ -168,6 +168,11 @@ def start(
             stack.callback(os.close, fd)
             return fd
 
+        # Where the caller closed 0, 1 or 2, ours would be these, and the child's own standard
+        # streams would take their place.
+        while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) < 3:
+            keep(fd)
+        os.close(fd)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         on_error = stack.enter_context(contextlib.ExitStack())
         on_error.callback(ours.close)
