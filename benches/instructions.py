@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""User instructions per I/O of submit and complete, counted by callgrind.
+
+Needs gcc and valgrind, nothing else. What is counted is `udrv_qp_submit()` and `udrv_qp_reap()` as
+they are compiled for the wheel (-O2, no -march), with trackers, PRPs, all checks and timestamps, on
+a device in the same process whose own work is left out. `--write` puts the table into RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CORE = ROOT / "udrv/core"
+RESULTS = ROOT / "benches/RESULTS.md"
+BEGIN, END = "<!-- instructions.py: begin -->", "<!-- instructions.py: end -->"
+ROUNDS = 1000
+#: At depth 32, 4 KiB, with timestamps.
+GOAL = 105
+CASES = [(1, 4096), (32, 4096), (128, 4096), (1, 131072), (32, 131072), (128, 131072)]
+
+
+@dataclass
+class Figure:
+    """One row; the keys are those of `--json`."""
+
+    case: str
+    transport: str
+    depth: int
+    bytes: int
+    instructions_per_io: float
+    addons: list[str] = field(default_factory=lambda: ["checks", "timestamps"])
+
+
+def build(folder: Path) -> Path:
+    """The counted program, with the flags of the extension module."""
+    program = folder / "instructions"
+    sources = [CORE / "src" / f"{name}.c" for name in ("qp", "qp_state", "wait", "clock", "hist")]
+    subprocess.run(
+        ["gcc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-pthread",
+         f"-I{CORE}/include", ROOT / "benches/instructions.c", *sources, "-o", program],
+        check=True,
+    )  # fmt: skip
+    return program
+
+
+def count(program: Path, function: str, depth: int, size: int) -> float:
+    """Instructions per I/O inside of one function and what it calls."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = subprocess.run(
+            ["valgrind", "--tool=callgrind", "--collect-atstart=no",
+             f"--callgrind-out-file={folder}/out", f"--toggle-collect={function}",
+             program, str(depth), str(size), str(ROUNDS)],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+    found = re.search(r"Collected : (\d+)", run.stderr)
+    if found is None:
+        raise SystemExit(f"valgrind did not say what it collected:\n{run.stderr}")
+    return int(found[1]) / (ROUNDS * depth)
+
+
+def measure() -> list[Figure]:
+    """Submit and reap apart, and their sum, for each case."""
+    figures = []
+    with tempfile.TemporaryDirectory() as folder:
+        program = build(Path(folder))
+        for depth, size in CASES:
+            parts = {
+                name: count(program, f"udrv_qp_{name}", depth, size) for name in ("submit", "reap")
+            }
+            parts["submit + reap"] = sum(parts.values())
+            figures += [Figure(name, "memory", depth, size, round(n, 1))
+                        for name, n in parts.items()]  # fmt: skip
+    return figures
+
+
+def version(*command: str) -> str:
+    """The first line that a program says of itself."""
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True
+    ).stdout.splitlines()[0]
+
+
+def verdict(figure: float) -> str:
+    """Whether a figure meets the goal."""
+    return "met" if figure <= GOAL else f"missed by {figure - GOAL:.0f}"
+
+
+def table(figures: list[Figure]) -> str:
+    """The section of RESULTS.md."""
+    rows: dict[tuple[int, int], dict[str, float]] = {}
+    for f in figures:
+        rows.setdefault((f.depth, f.bytes), {})[f.case] = f.instructions_per_io
+    lines = [
+        "## User instructions per I/O",
+        "",
+        f"{datetime.datetime.now(datetime.UTC).date()}, `python benches/instructions.py --write`.",
+        "",
+        "| depth | bytes | submit | reap | submit + reap |",
+        "| ---: | ---: | ---: | ---: | ---: |",
+        *(
+            f"| {depth} | {size:,} | {row['submit']} | {row['reap']} | **{row['submit + reap']}** |"
+            for (depth, size), row in rows.items()
+        ),
+        "",
+        "- With tracker, PRPs, all checks and timestamps; all columns filled. The device is in the "
+        "same process and is not counted.",
+        f"- {version('gcc', '--version')}, -O2, {platform.machine()}; "
+        f"{version('valgrind', '--version')} (callgrind). Counts do not depend on the load.",
+        f"- The goal is {GOAL} at depth 32 and 4 KiB: {verdict(rows[32, 4096]['submit + reap'])}.",
+    ]
+    return "\n".join(lines)
+
+
+def write(text: str) -> None:
+    """Replace the section, or add it."""
+    old = RESULTS.read_text() if RESULTS.exists() else "# Results\n"
+    section = f"{BEGIN}\n{text}\n{END}"
+    if BEGIN in old:
+        before, rest = old.split(BEGIN, 1)
+        new = before + section + rest.split(END, 1)[1]
+    else:
+        new = old.rstrip() + f"\n\n{section}\n"
+    RESULTS.write_text(new)
+
+
+def main() -> int:
+    """Run from the shell."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--json", action="store_true", help="print a list of objects")
+    parser.add_argument("--write", action="store_true", help="write the table into RESULTS.md")
+    options = parser.parse_args()
+    figures = measure()
+    print(json.dumps([asdict(f) for f in figures], indent=1) if options.json else table(figures))
+    if options.write:
+        write(table(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
