@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 import threading
 import warnings
@@ -113,6 +114,15 @@ class DmaMemory:
             self._regions.pop(id(allocation), None)
 
     def _allocate(self, nbytes: int, align: int) -> Allocation:
+        try:
+            # Not as they came: a numpy uint16 would round 65500 bytes up to 0.
+            nbytes, align = operator.index(nbytes), operator.index(align)
+        except TypeError as error:
+            raise InvalidRequestError(
+                f"{nbytes!r} bytes of DMA memory at a multiple of {align!r}",
+                device=self.device,
+                mend="both are integers",
+            ) from error
         if nbytes < 1:
             raise InvalidRequestError(
                 f"{nbytes} bytes of DMA memory", device=self.device, mend="ask for 1 or more"

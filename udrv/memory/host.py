@@ -61,6 +61,13 @@ class HostMemory:
         device: str | None = None,
     ) -> None:
         self.size = size
+        installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if size > installed:  # every page is touched below: the OOM killer would have the answer
+            raise DmaMemoryError(
+                f"{size} bytes of DMA memory cannot be had: this machine has {installed} in all",
+                device=device,
+                mend="transfer in pieces through a smaller buffer",
+            )
         attempts = {None: (True, False), True: (True,), False: (False,)}[huge_pages]
         for huge in attempts:
             try:
