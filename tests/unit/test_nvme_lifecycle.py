@@ -73,6 +73,18 @@ def test_an_enable_under_way_is_awaited_before_it_is_undone() -> None:
     assert device.ready == 0
 
 
+@pytest.mark.parametrize("fatal", [True, False])
+def test_an_enable_that_failed_is_undone(fatal: bool) -> None:
+    """What an owner that crashed left behind: EN = 1 and never ready. Only EN = 0 mends it."""
+    device = FakeDevice(cap=Cap(mqes=63, cqr=1, to=2, css=1), delay=None)
+    device.cc, device.ready, device.fatal = Cc(en=1).pack(), 0, fatal
+    life, clock = lifecycle(device)
+    life.disable()
+    assert device.log == ["disable"]
+    assert life.state is State.WAIT_DISABLED
+    assert clock.now < 0.1 if fatal else 1 <= clock.now <= 3.1
+
+
 @given(to=st.integers(0, 255))
 def test_never_ready_ends_after_cap_to(to: int) -> None:
     device = FakeDevice(cap=Cap(mqes=63, cqr=1, to=to, css=1), delay=None)

@@ -147,8 +147,13 @@ class Lifecycle:
         cc = Cc.unpack(self._registers.read32(Offset.CC))
         csts = self._csts()
         if cc.en and not (csts and csts.rdy):
-            # "the host should not clear EN before RDY is 1": an earlier enable is under way
-            self._wait("the end of an earlier enable", lambda csts: csts.rdy == 1, fatal_ends=True)
+            # "the host should not clear EN before RDY is 1": an earlier enable is under way. One
+            # that failed or hangs is undone all the same: only EN = 0 gets out of that.
+            self._wait(
+                "the end of an earlier enable",
+                lambda csts: csts.rdy == 1 or csts.cfs == 1,
+                must=False,
+            )
         if cc.en:
             self._registers.write32(Offset.CC, 0)
         self.enter(State.WAIT_DISABLED)
@@ -225,6 +230,7 @@ class Lifecycle:
         *,
         seconds: float | None = None,
         fatal_ends: bool = True,
+        must: bool = True,
     ) -> None:
         if seconds is None:
             seconds = self.cap.timeout_seconds + _GRACE_SECONDS
@@ -238,6 +244,8 @@ class Lifecycle:
                     return
                 if csts.cfs and fatal_ends:
                     self._fatal("CSTS.CFS is set: the controller reports a fatal error")
+            if late and not must:
+                return
             if late:
                 where = self.state.value
                 self.enter(State.FAILED)
