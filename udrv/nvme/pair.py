@@ -85,6 +85,19 @@ def raise_qp_error(code: int, *, device: str, where: str) -> NoReturn:
     raise VfioError(f"{where}: waiting for the interrupt failed", errno=-code, device=device)
 
 
+class StateMapper:
+    """Memory that no device can reach: the state of queue pairs (see qp.h)."""
+
+    iova_ranges = ((1 << 21, (1 << 40) - 1),)
+    page_size = 4096
+
+    def dma_map(self, *, fd: int, offset: int, address: int, iova: int, size: int) -> None:
+        """Nothing to map."""
+
+    def dma_unmap(self, *, iova: int, size: int) -> None:
+        """Nothing to unmap."""
+
+
 class QueuePair:
     """Rings, PRP pages, tracker state and handle of one queue id.
 
@@ -128,7 +141,7 @@ class QueuePair:
             handle = lib.udrv_qp_new()
             if handle == ffi.NULL:
                 raise MemoryError
-            self._handle = ffi.gc(handle, lib.udrv_qp_free)
+            handle = ffi.gc(handle, lib.udrv_qp_free)
             config = ffi.new("struct udrv_qp_config *")
             config.qid = qid
             config.entries = entries
@@ -141,7 +154,8 @@ class QueuePair:
             config.prp_iova = prp.iova
             config.sq_doorbell = ffi.cast("void *", doorbells[0])
             config.cq_doorbell = ffi.cast("void *", doorbells[1])
-            self._check(lib.udrv_qp_init(self._handle, config))
+            self._check(lib.udrv_qp_init(handle, config))
+            self._handle = handle  # not before: free() must not meet one that was never set up
         except BaseException:
             self.free()
             raise
