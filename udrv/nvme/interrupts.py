@@ -49,8 +49,10 @@ class Vectors:
 
     def close(self) -> None:
         """Disarm, then close the eventfds; idempotent."""
-        if self._armed:
-            self._armed = False
-            self._device.disable_irqs(MSIX)
-        while self._eventfds:
-            os.close(self._eventfds.pop())
+        try:
+            if self._armed:
+                self._armed = False
+                self._device.disable_irqs(MSIX)
+        finally:  # a device that is gone cannot be disarmed
+            while self._eventfds:
+                os.close(self._eventfds.pop())

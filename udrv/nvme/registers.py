@@ -6,6 +6,8 @@ the transport allows it and read by region access where it does not (vfio-user s
 
 from __future__ import annotations
 
+import threading
+
 from udrv.core import ffi, lib
 from udrv.errors import DeviceGoneError, UnsupportedOnTransport
 from udrv.vfio.device import BAR0, CONFIG, Device, MappedArea
@@ -36,8 +38,10 @@ class Registers:
                 device=device.name,
                 mend="name an NVMe controller",
             )
-        self._size = info.size
         self._areas = info.mmap_areas
+        # A thread that looks whether the device is alive must not meet the unmapping of another
+        # one's close. Re-entrant, for a signal handler that closes.
+        self._lock = threading.RLock()
         self._registers = self._map_if_covered(0, _PAGE)
         self._doorbells: MappedArea | None = None
 
@@ -49,10 +53,11 @@ class Registers:
 
     def close(self) -> None:
         """Unmap; doorbell addresses are invalid from then on."""
-        for area in (self._doorbells, self._registers):
-            if area is not None:
-                area.close()
-        self._doorbells = self._registers = None
+        with self._lock:
+            for area in (self._doorbells, self._registers):
+                if area is not None:
+                    area.close()
+            self._doorbells = self._registers = None
 
     @property
     def mapped(self) -> bool:
@@ -61,39 +66,51 @@ class Registers:
 
     def read32(self, offset: int) -> int:
         """A 32-bit register. All ones are returned as they are: see `check_alive`."""
-        if self._registers is not None:
-            return int(lib.udrv_mmio_read32(ffi.cast("void *", self._registers.address + offset)))
+        with self._lock:
+            if self._registers is not None:
+                at = ffi.cast("void *", self._registers.address + offset)
+                return int(lib.udrv_mmio_read32(at))
         return int.from_bytes(self._device.read(BAR0, offset, 4), "little")
 
     def read64(self, offset: int) -> int:
         """A 64-bit register."""
-        if self._registers is not None:
-            return int(lib.udrv_mmio_read64(ffi.cast("void *", self._registers.address + offset)))
+        with self._lock:
+            if self._registers is not None:
+                at = ffi.cast("void *", self._registers.address + offset)
+                return int(lib.udrv_mmio_read64(at))
         return int.from_bytes(self._device.read(BAR0, offset, 8), "little")
 
     def write32(self, offset: int, value: int) -> None:
         """Write a 32-bit register."""
-        if self._registers is not None:
-            lib.udrv_mmio_write32(ffi.cast("void *", self._registers.address + offset), value)
-        else:
-            self._device.write(BAR0, offset, value.to_bytes(4, "little"))
+        with self._lock:
+            if self._registers is not None:
+                at = ffi.cast("void *", self._registers.address + offset)
+                lib.udrv_mmio_write32(at, value)
+                return
+        self._device.write(BAR0, offset, value.to_bytes(4, "little"))
 
     def write64(self, offset: int, value: int) -> None:
         """Write a 64-bit register, low half first where it takes two accesses."""
-        if self._registers is not None:
-            lib.udrv_mmio_write64(ffi.cast("void *", self._registers.address + offset), value)
-        else:
-            self._device.write(BAR0, offset, value.to_bytes(8, "little"))
+        with self._lock:
+            if self._registers is not None:
+                at = ffi.cast("void *", self._registers.address + offset)
+                lib.udrv_mmio_write64(at, value)
+                return
+        self._device.write(BAR0, offset, value.to_bytes(8, "little"))
 
     def map_doorbells(self, queues: int, *, stride: int) -> None:
-        """Map the doorbells of queue ids 0 to `queues`, or as many as BAR 0 has.
+        """Map the doorbells of queue ids 0 to `queues`, or as many as can be mapped.
 
         Once: the addresses stay valid until `close`. `stride` is in bytes (CAP.DSTRD). Raises
         `UnsupportedOnTransport` where the transport does not map them.
         """
         wanted = 2 * (queues + 1) * stride
-        size = min((wanted + _PAGE - 1) // _PAGE * _PAGE, self._size - DOORBELLS)
-        area = self._map_if_covered(DOORBELLS, size)
+        room = max(
+            (at + size - DOORBELLS for at, size in self._areas if at <= DOORBELLS < at + size),
+            default=0,
+        )
+        size = min((wanted + _PAGE - 1) // _PAGE * _PAGE, room)
+        area = self._map_if_covered(DOORBELLS, size) if size else None
         if area is None:
             raise UnsupportedOnTransport(
                 "the doorbells cannot be mapped, only written by request, one message each",
