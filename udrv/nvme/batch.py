@@ -121,30 +121,39 @@ class Batch:
         self.queue.check_rebind(self)
         namespace.check_usable()
         c = self.c
+        c.len = 0  # until the new buffer is held, no data: an exception may come at any line
         if buffer is not None:
             # data may flow either way: the opcodes are not known yet
             buffer = as_buffer(
                 buffer, writable=True, device=self.queue.device, memory=self.queue.memory
             )
             c.iova = buffer.iova
-            c.len = buffer.nbytes
             c.pool_id = buffer.pool.id
             c.pool_offset = buffer.pool_offset
         else:
-            c.iova = c.len = c.pool_id = c.pool_offset = 0
+            c.iova = c.pool_id = c.pool_offset = 0
         c.nsid = namespace.nsid
         c.lba_shift = namespace.lba_size.bit_length() - 1
         c.nsze = namespace.nsze
         self.queue.hold_buffer(self.slot, buffer)
+        if buffer is not None:
+            c.len = buffer.nbytes
         self.namespace = namespace
         self.buffer = buffer
+
+    def unbind(self) -> None:
+        """Let go of the buffer; `BufferInUseError` while commands are in flight."""
+        self.queue.check_rebind(self)
+        self.c.len = 0
+        self.queue.hold_buffer(self.slot, None)
+        self.buffer = None
 
     def close(self) -> None:
         """Give the slot back; the buffer is let go when its last command is done."""
         if self.slot >= 0:
             slot, self.slot = self.slot, -1
-            self.c.slot = 0xFFFF  # refused by C
             self.queue.drop_slot(slot)
+            self.c.slot = 0xFFFF  # refused by C
 
     def __del__(self) -> None:
         if getattr(self, "slot", -1) >= 0:

@@ -87,6 +87,8 @@ class Queue:
         The buffer may be left out for flushes, and changed later by `Batch.bind`.
         """
         self._guard.check(f"queue {self.qid}", self.device)
+        if capacity < 1:  # before a slot is taken for it
+            raise InvalidRequestError(f"a batch of {capacity} commands", device=self.device)
         batch = Batch(self, capacity, self.take_slot())
         batch.bind(namespace, buffer)
         return batch
@@ -109,7 +111,8 @@ class Queue:
 
     def _sweep(self) -> None:
         """Let go of buffers of dropped batches whose last command is done."""
-        for slot in [s for s in self._dropped if not self._pair.slot_inflight(s)]:
+        # a copy: a finaliser may add to the set while this looks at it
+        for slot in [s for s in list(self._dropped) if not self._pair.slot_inflight(s)]:
             self._dropped.discard(slot)
             self._release(self._held.pop(slot, None))
 
@@ -241,6 +244,8 @@ class Queue:
                 break
             if silent:  # a whole slice without any, and time left: is anybody there?
                 self._owner.check_alive()
+                if not self._pair.inflight:  # what was awaited came late: it is not delivered
+                    break
             rows = self._completions.c_from(got)
             more = self._pair.wait(rows, want - got, limit - got, left, spin_ns)
             got += more
