@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -14,15 +14,16 @@ from udrv.errors import (
     DeviceNotFoundError,
     InvalidRequestError,
     NvmeStatusError,
+    UdrvError,
 )
 from udrv.fork import ForkGuard
 from udrv.memory import Buffer, DmaMemory, Ledger, NullLedger
-from udrv.nvme.admin import AdminQueue, AdminResult
+from udrv.nvme.admin import RESHAPING, AdminQueue, AdminResult, active_nsids
 from udrv.nvme.batch import Batch
 from udrv.nvme.interrupts import Vectors
 from udrv.nvme.lifecycle import Lifecycle, State
 from udrv.nvme.namespace import Namespace
-from udrv.nvme.pair import PRP_MAX_TRANSFER, QueuePair
+from udrv.nvme.pair import PRP_MAX_TRANSFER, QueuePair, StateMapper
 from udrv.nvme.queue import Queue
 from udrv.nvme.registers import Registers
 from udrv.nvme.spec import command
@@ -31,7 +32,6 @@ from udrv.nvme.spec.identify import (
     IdentifyController,
     decode_id_ctrl,
     decode_id_ns,
-    decode_nsid_list,
 )
 from udrv.nvme.spec.logs import ErrorLogEntry, SmartLog, decode_error_log, decode_smart_log
 from udrv.nvme.spec.opcodes import Cns, FeatureId, LogId
@@ -48,19 +48,6 @@ _LEASED_ENTRIES = 64
 _DELETE_TIMEOUT = 5.0
 _SMART_SIZE = 512
 _ERROR_ENTRY_SIZE = 64
-
-
-class _StateMapper:
-    """Memory that no device can reach: the state of queue pairs (see qp.h)."""
-
-    iova_ranges = ((1 << 21, (1 << 40) - 1),)
-    page_size = 4096
-
-    def dma_map(self, *, fd: int, offset: int, address: int, iova: int, size: int) -> None:
-        """Nothing to map."""
-
-    def dma_unmap(self, *, iova: int, size: int) -> None:
-        """Nothing to unmap."""
 
 
 class Controller:
@@ -114,14 +101,19 @@ class Controller:
         self._life: Lifecycle | None = None
         self._admin: AdminQueue | None = None
         self._admin_pair: QueuePair | None = None
-        self._closed = False
+        self._closed = False  # no new use
+        self._released = False  # nothing left to close
         self.max_queues = 0
         ledger = NullLedger() if ledger is None else ledger
-        self._state = DmaMemory(_StateMapper(), device=device.name, huge_pages=False)
-        self.memory = DmaMemory(
-            device.mapper, ledger=ledger, device=device.name, check_memlock=check_memlock,
-            numa_node=device.numa_node,
-        )  # fmt: skip
+        with ExitStack() as undo:
+            undo.callback(self._resources.close)
+            undo.callback(device.close)
+            self._state = DmaMemory(StateMapper(), device=device.name, huge_pages=False)
+            self.memory = DmaMemory(
+                device.mapper, ledger=ledger, device=device.name, check_memlock=check_memlock,
+                numa_node=device.numa_node,
+            )  # fmt: skip
+            undo.pop_all()
         try:
             if not 1 <= queues <= 65535 or not 2 <= entries <= 65535:
                 raise InvalidRequestError(
@@ -240,22 +232,21 @@ class Controller:
         self._ready()
         if self._admin is None:
             raise ClosedError("the admin queue is not up", device=self.target)
-        return self._admin.command(sqe, read=read, write=write, **kw)
+        try:
+            return self._admin.command(sqe, read=read, write=write, **kw)
+        finally:
+            if sqe[:1] and sqe[0] in RESHAPING:  # also after a time-out: it may go on
+                self._forget_namespaces()
+
+    def _forget_namespaces(self) -> None:
+        with self._lock:
+            for namespace in self._namespaces.values():
+                namespace.stale = True
+            self._namespaces.clear()
 
     def namespace_ids(self) -> tuple[int, ...]:
         """NSIDs of active namespaces, ascending (CNS 02h, as many pages as it takes)."""
-        found: list[int] = []
-        while True:
-            data = self.admin(
-                command.identify(Cns.ACTIVE_NSID_LIST, nsid=found[-1] if found else 0),
-                read=IDENTIFY_SIZE,
-            ).data
-            page = decode_nsid_list(data)
-            if found and page and page[0] <= found[-1]:
-                page = ()  # a list that does not go up would never end
-            found.extend(page)
-            if len(page) < IDENTIFY_SIZE // 4:
-                return tuple(found)
+        return active_nsids(self.admin, self.target)
 
     def namespace(self, nsid: int) -> Namespace:
         """An active namespace; `DeviceNotFoundError` if there is none of that id."""
@@ -288,8 +279,11 @@ class Controller:
         return decode_smart_log(self.get_log_page(LogId.SMART, _SMART_SIZE))
 
     def error_log(self) -> tuple[ErrorLogEntry, ...]:
-        """Error Information entries that are in use, the newest first."""
-        size = (self.identify.elpe + 1) * _ERROR_ENTRY_SIZE
+        """Error Information entries that are in use, the newest first.
+
+        As many as the log has (ELPE) and one command may transfer.
+        """
+        size = min((self.identify.elpe + 1) * _ERROR_ENTRY_SIZE, self.max_transfer)
         return decode_error_log(self.get_log_page(LogId.ERROR_INFORMATION, size))
 
     # --- memory and queues ------------------------------------------------------------------
@@ -399,6 +393,8 @@ class Controller:
                     if batch.inflight:  # a time-out: those commands keep their slot and buffer
                         batch.close()
                         batch = Batch(queue, batch.capacity, queue.take_slot())
+                    else:
+                        batch.unbind()  # the caller's buffer is the caller's again
                     self._idle.append((queue, batch))
                 self._available.notify()
 
@@ -416,12 +412,14 @@ class Controller:
         """Delete queues, shut down, unmap, close the device; idempotent, in a forked child nothing.
 
         Memory is unmapped after the controller was disabled, or, where that fails, after a reset of
-        the function. The first error is raised when everything was tried.
+        the function. The first error is raised when everything was tried. A close that was
+        interrupted, or that a thread inside of a queue kept from its end (`QueueBusyError`: its
+        memory and registers stay mapped), is taken up where it stopped by the next one.
         """
         if self._guard.forked:
             return
         with self._lock:
-            if self._closed:
+            if self._released:
                 return
             errors: list[Exception] = []
 
@@ -436,43 +434,56 @@ class Controller:
             self._idle.clear()
             # a failure that was reported when it was met is not reported again
             known = self._life is not None and self._life.state in (State.FAILED, State.GONE)
-            mended = attempt(self._stop_controller) or attempt(self._device.reset)
+            if not self._closed:
+                mended = attempt(self._stop_controller) or attempt(self._device.reset)
+                if mended and known:
+                    errors.clear()
             self._closed = True
-            if mended and known:
-                errors.clear()
             attempt(lambda: self._device.set_bus_master(False))
-            if self._vectors is not None:
-                attempt(self._vectors.close)
-            # nobody may be inside of a queue when its rings are unmapped
+            # nobody may be inside of a queue when its rings are unmapped or its eventfd is closed
             drained = True
             for queue in self._queues.values():
                 drained = attempt(queue.abandon) and drained
             if self._admin_pair is not None:
                 drained = attempt(self._admin_pair.close) and drained
             if drained:
-                # unmapped first: the proof that the release of trackers and buffers needs
-                attempt(self.memory.close)
-                for queue in self._queues.values():
-                    attempt(queue.release)
-                if self._admin_pair is not None:
-                    attempt(self._admin_pair.free)
-                if self._registers is not None:
-                    attempt(self._registers.close)
-                attempt(self._state.close)
-            self._queues.clear()
-            attempt(self._device.close)
-            attempt(self._resources.close)
+                self._release(attempt)
+                self._released = True
             self._available.notify_all()
         if errors and not (known and isinstance(errors[0], DeviceGoneError)):
             raise errors[0]
+
+    def _release(self, attempt: Callable[[Any], bool]) -> None:
+        if self._vectors is not None:
+            attempt(self._vectors.close)
+        # unmapped first: the proof that the release of trackers and buffers needs
+        attempt(self.memory.close)
+        for queue in self._queues.values():
+            attempt(queue.release)
+        if self._admin_pair is not None:
+            attempt(self._admin_pair.free)
+        if self._admin is not None:
+            attempt(self._admin.release)
+        if self._registers is not None:
+            attempt(self._registers.close)
+        attempt(self._state.close)
+        self._queues.clear()
+        attempt(self._device.close)
+        attempt(self._resources.close)
 
     def _stop_controller(self) -> None:
         life = self._life
         if life is None:
             return
         if life.state is State.READY:
-            for queue in list(self._queues.values()):
-                self.delete_queue(queue)
+            try:
+                for queue in list(self._queues.values()):
+                    self.delete_queue(queue)
+            except UdrvError:
+                # a queue that the device does not know (a create or delete that was interrupted),
+                # or does not delete: no reason to let it lose what is in its write cache
+                if life.state is not State.READY:
+                    raise
             life.shutdown(self.identify.rtd3e)
         elif life.state not in (State.NEW, State.GONE):
             life.stop()

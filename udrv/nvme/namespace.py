@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -52,6 +53,8 @@ class Namespace:
         self.nsze = identify.nsze
         self.lba_size = identify.lba_size
         self.metadata_size = identify.metadata_size
+        #: Set when a command that may change its format was sent: get the namespace again.
+        self.stale = False
         self.eui64 = identify.eui64 if int(identify.eui64, 16) else ""
         self.nguid = identify.nguid if int(identify.nguid, 16) else ""
 
@@ -67,7 +70,16 @@ class Namespace:
         return min(self.controller.max_transfer // self.lba_size, _MAX_NLB)
 
     def check_usable(self) -> None:
-        """Raise `UnsupportedOnTransport` for a format that this driver would corrupt."""
+        """Raise `UnsupportedOnTransport` for a format that this driver would corrupt.
+
+        And `InvalidRequestError` if this object may describe a format that is no more.
+        """
+        if self.stale:
+            raise InvalidRequestError(
+                f"namespace {self.nsid} may have been formatted or detached since it was looked at",
+                device=self.controller.target,
+                mend=f"get it again: ctrl.namespace({self.nsid}), and bind batches anew",
+            )
         if self.lba_size > _MAX_LBA_SIZE:
             raise UnsupportedOnTransport(
                 f"namespace {self.nsid} has blocks of {self.lba_size} bytes",
@@ -90,7 +102,7 @@ class Namespace:
         `LbaRangeError`, `BufferTooSmallError`, `BufferTypeError` before anything is sent;
         the `NvmeStatusError` of the first part that failed; `CommandTimeoutError`.
         """
-        nbytes = self._check_range(lba, blocks)
+        lba, blocks, nbytes = self._check_range(lba, blocks)
         if into is None:
             buffer = self.controller.alloc(nbytes)
         else:
@@ -125,8 +137,7 @@ class Namespace:
                 device=self.controller.target,
                 mend="pad the data to whole blocks",
             )
-        blocks = buffer.nbytes // self.lba_size
-        self._check_range(lba, blocks)
+        lba, blocks, _ = self._check_range(lba, buffer.nbytes // self.lba_size)
         self._transfer(WRITE, lba, blocks, buffer, control=FUA if fua else 0, timeout=timeout)
 
     def flush(self, *, timeout: float = IO_TIMEOUT) -> None:
@@ -138,8 +149,18 @@ class Namespace:
 
     # --- checks -----------------------------------------------------------------------------
 
-    def _check_range(self, lba: int, blocks: int) -> int:
+    def _check_range(self, lba: int, blocks: int) -> tuple[int, int, int]:
+        """(lba, blocks, bytes), as plain integers."""
         self.check_usable()
+        try:
+            lba, blocks = operator.index(lba), operator.index(blocks)
+        except TypeError:
+            # numpy would cut 1.5 to 1: offset / 512 is a float in Python, and another block
+            raise InvalidRequestError(
+                f"{blocks!r} blocks at {lba!r}",
+                device=self.controller.target,
+                mend="both are integers: divide with //",
+            ) from None
         if blocks < 1:
             raise InvalidRequestError(
                 f"{blocks} blocks", device=self.controller.target, mend="1 or more"
@@ -150,7 +171,7 @@ class Namespace:
                 device=self.controller.target,
                 mend=f"it has blocks 0 to {self.nsze - 1}",
             )
-        return blocks * self.lba_size
+        return lba, blocks, blocks * self.lba_size
 
     def _as_dma(self, data: Buffer | Data) -> Buffer:
         device = self.controller.target
@@ -218,6 +239,8 @@ class Namespace:
                     submitted += queue.submit(batch, submitted, count - submitted)
                 reaped = queue.reap(1, timeout=timeout)
                 if not len(reaped):
+                    if submitted < count and not queue.inflight:
+                        continue  # commands that were given up came late, and made room
                     queue.give_up(batch, what, timeout)
                 left -= len(reaped)
                 for row in np.flatnonzero(reaped.status & STATUS_CODE):
