@@ -91,6 +91,43 @@ TEST(two_threads_never_own_the_pair_at_once)
 	rig_free(r);
 }
 
+static int stop_closing;
+
+/* A batch that is closed and aimed elsewhere by a thread that does not own the pair. */
+static void *change_slot(void *arg)
+{
+	static const uint16_t slots[] = { 11, 0xffff, 12 };
+	struct rig *r = arg;
+	uint32_t i;
+
+	for (i = 0; !__atomic_load_n(&stop_closing, __ATOMIC_RELAXED); i++)
+		__atomic_store_n(&r->batch.slot, slots[i % 3], __ATOMIC_RELAXED);
+	return NULL;
+}
+
+TEST(a_batch_that_is_closed_during_a_submit_counts_where_it_was_checked)
+{
+	struct rig *r = rig_new(8, -1);
+	uint32_t tries;
+	pthread_t t;
+
+	CHECK_EQ(pthread_create(&t, NULL, change_slot, r), 0);
+	for (tries = 0; tries < 200000; tries++) {
+		int n = rig_submit(r, 0, 7);
+
+		CHECK(n == 7 || n == -UDRV_EINVAL);
+		CHECK_EQ(udrv_qp_slot_inflight(r->qp, 11) + udrv_qp_slot_inflight(r->qp, 12),
+			 n < 0 ? 0 : 7);
+		CHECK_EQ(rig_serve(r), n < 0 ? 0 : n);
+		CHECK_EQ(rig_reap(r, 8), n < 0 ? 0 : n);
+		CHECK_EQ(udrv_qp_slot_inflight(r->qp, 11), 0);
+		CHECK_EQ(udrv_qp_slot_inflight(r->qp, 12), 0);
+	}
+	__atomic_store_n(&stop_closing, 1, __ATOMIC_RELAXED);
+	CHECK_EQ(pthread_join(t, NULL), 0);
+	rig_free(r);
+}
+
 TEST(a_forked_child_is_refused_and_the_parent_works_on)
 {
 	struct rig *r = rig_new(8, -1);
@@ -248,6 +285,8 @@ static const struct test tests[] = {
 	{ "a_second_caller_is_told_that_the_pair_is_busy",
 	  a_second_caller_is_told_that_the_pair_is_busy },
 	{ "two_threads_never_own_the_pair_at_once", two_threads_never_own_the_pair_at_once },
+	{ "a_batch_that_is_closed_during_a_submit_counts_where_it_was_checked",
+	  a_batch_that_is_closed_during_a_submit_counts_where_it_was_checked },
 	{ "a_forked_child_is_refused_and_the_parent_works_on",
 	  a_forked_child_is_refused_and_the_parent_works_on },
 	{ "a_grandchild_is_refused_too", a_grandchild_is_refused_too },

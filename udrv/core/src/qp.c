@@ -121,7 +121,8 @@ static uint64_t min_u64(uint64_t a, uint64_t b)
  */
 static inline __attribute__((always_inline)) int post(struct udrv_qp *qp,
 						      const struct udrv_batch *b, uint32_t first,
-						      uint32_t n, uint32_t *bad, int has_control)
+						      uint32_t n, uint16_t slot, uint32_t *bad,
+						      int has_control)
 {
 	struct udrv_qp_shared *sh = qp->shared;
 	const uint8_t *const opcodes = b->opcode;
@@ -134,7 +135,7 @@ static inline __attribute__((always_inline)) int post(struct udrv_qp *qp,
 	/* no more blocks than a command, the namespace and the buffer allow; below 2^32 */
 	const uint32_t most = (uint32_t)min_u64(min_u64(qp->max_transfer, buf_len) >> lba_shift,
 						nsze);
-	const uint64_t meta = b->pool_id | (uint64_t)b->slot << 32 |
+	const uint64_t meta = b->pool_id | (uint64_t)slot << 32 |
 			      (uint64_t)UDRV_TRACKER_INFLIGHT << 56;
 	struct udrv_tracker *const trackers = qp->trackers;
 	struct nvme_sqe *const sq = qp->sq;
@@ -202,18 +203,20 @@ int __udrv_qp_submit(struct udrv_qp *qp, const struct udrv_batch *b, uint32_t fi
 {
 	struct udrv_qp_shared *sh = qp->shared;
 	uint32_t n = count < sh->nr_free ? count : sh->nr_free;
+	/* once: another thread may close the batch meanwhile, and what was checked is the index */
+	uint16_t slot = *(const volatile uint16_t *)&b->slot;
 	int ret;
 
 	if (unlikely(first > b->capacity || count > b->capacity - first ||
-		     b->slot >= UDRV_QP_SLOTS || b->lba_shift < 9 || b->lba_shift > 16))
+		     slot >= UDRV_QP_SLOTS || b->lba_shift < 9 || b->lba_shift > 16))
 		return -UDRV_EINVAL;
 	if (unlikely(!n))
 		return 0;
-	ret = b->control ? post(qp, b, first, n, bad, 1) : post(qp, b, first, n, bad, 0);
+	ret = b->control ? post(qp, b, first, n, slot, bad, 1) : post(qp, b, first, n, slot, bad, 0);
 	if (unlikely(ret))
 		return ret;
 	sh->submitted += n;
-	qp->slot_inflight[b->slot] += n;
+	qp->slot_inflight[slot] += n;
 	qp->inflight += n;
 	ring_sq(qp, n);
 	return (int)n;
