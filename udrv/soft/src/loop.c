@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +24,12 @@
 /* Naps while nothing came for LONG_IDLE_NS: seldom enough to cost well under 1 % of a CPU. */
 #define NAP_LONG_NS 4000000u
 #define LONG_IDLE_NS 1000000000ull
+
+/*
+ * A poll that found nothing for this long offers the CPU to whoever else can run: the driver that
+ * is to send the next command may be waiting for just this one.
+ */
+#define YIELD_AFTER_NS 50000u
 
 struct nap {
 	uint64_t idle_since; /* 0: there was work in the last pass */
@@ -61,7 +68,10 @@ static int64_t patience(struct udrv_soft *c, struct nap *nap, bool work)
 	if (!nap->idle_since)
 		nap->idle_since = now;
 	if (now - nap->idle_since < c->cfg.spin_us * 1000ull) {
-		cpu_relax();
+		if (now - nap->idle_since < YIELD_AFTER_NS)
+			cpu_relax();
+		else
+			sched_yield();
 		return ++nap->passes % SOCKET_EVERY ? -2 : 0;
 	}
 	longest = now - nap->idle_since < LONG_IDLE_NS ? NAP_MAX_NS : NAP_LONG_NS;
