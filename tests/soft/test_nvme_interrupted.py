@@ -19,6 +19,7 @@ import pytest
 
 from udrv import errors, soft
 from udrv.core import lib
+from udrv.memory import DmaMemory
 from udrv.nvme import Controller, State
 from udrv.nvme.interrupts import Vectors
 from udrv.nvme.spec import command
@@ -221,6 +222,18 @@ def test_memory_that_makes_no_sense_closes_the_device(monkeypatch: pytest.Monkey
     with pytest.raises(errors.DmaMemoryError, match="page size"):
         Controller(device)
     assert device._closed
+    process.close()
+
+
+def test_memory_closed_after_its_connection() -> None:
+    """The maps went with it: nothing is stranded."""
+    process = soft.start("size=16M")
+    device = from_socket(process.socket, "soft:test")
+    memory = DmaMemory(device.mapper)
+    memory.alloc(4096)
+    device.close()
+    memory.close()
+    assert not memory.pools
     process.close()
 
 

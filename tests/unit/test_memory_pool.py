@@ -231,6 +231,26 @@ def test_a_failure_at_any_step_leaves_nothing(step: str, monkeypatch: pytest.Mon
     assert ledger.held.get("dma_bytes", 0) == 0
 
 
+@pytest.mark.parametrize("after", [False, True])
+def test_an_interrupted_map_costs_its_address_and_no_more(after: bool) -> None:
+    """Ctrl-C before or after the kernel made the map: nobody knows, so it is not reused."""
+    mapper = FakeMapper()
+    dma_map = mapper.dma_map
+
+    def interrupted(**kwargs: int) -> None:
+        if after:
+            dma_map(**kwargs)
+        raise KeyboardInterrupt
+
+    with DmaMemory(mapper) as memory:
+        mapper.dma_map = interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            memory.alloc(4096)
+        mapper.dma_map = dma_map  # type: ignore[method-assign]
+        memory.alloc(4096)
+        assert len(memory.pools) == 1
+
+
 def test_errors_of_the_host_name_device_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
     fail_call(os, "ftruncate", errno.ENOMEM)(monkeypatch, FakeMapper(), FakeLedger())
     with (

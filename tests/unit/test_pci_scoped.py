@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -74,6 +75,48 @@ def test_a_failed_bind_ends_the_watcher(
     with pytest.raises(DriverBindError, match="instead of vfio-pci"):
         pci.bound(NVME, host=host)
     assert [process.returncode for process in started] == [0]
+
+
+@pytest.mark.parametrize("moment", ["started", "waiting", "bound"])
+def test_an_interrupted_bind_is_undone_and_ends_the_watcher(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    close = os.close
+
+    def close_then_interrupt(fd: int) -> None:
+        os.close = close
+        close(fd)
+        raise KeyboardInterrupt
+
+    class Recorded(subprocess.Popen[bytes]):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **kwargs)  # type: ignore[call-overload]
+            started.append(self)
+            if moment == "started":
+                os.close = close_then_interrupt
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    execute = pci.BindPlan.execute
+
+    def bind_then_interrupt(plan: pci.BindPlan, **kwargs: bool) -> bool:
+        execute(plan, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
+    host, _ = nvme_host(tmp_path)
+    if moment == "waiting":
+        monkeypatch.setattr(select, "select", interrupt)
+    elif moment == "bound":
+        monkeypatch.setattr(pci.BindPlan, "execute", bind_then_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pci.bound(NVME, host=host)
+    monkeypatch.undo()
+    assert pci.function(NVME, host=host).driver == "nvme"
+    assert pci.bindings(host=host) == ()
+    assert [process.returncode is not None for process in started] == [True]
 
 
 def test_a_watcher_that_cannot_start_is_an_error(

@@ -65,10 +65,15 @@ class Pool:
             self.address = self._host.address
             self.huge = self._host.huge
             self._iova = iovas.alloc(size, align=MAX_ALIGN)
-            undo.callback(iovas.free, self._iova)
-            mapper.dma_map(
-                fd=self._host.fd, offset=0, address=self.address, iova=self._iova, size=size
-            )
+            try:
+                mapper.dma_map(
+                    fd=self._host.fd, offset=0, address=self.address, iova=self._iova, size=size
+                )
+            except Exception:
+                iovas.free(self._iova)
+                raise
+            # After a Ctrl-C nobody knows whether it is mapped. The address is not given out again:
+            # if it is, every later map would be refused there, first fit as the search is.
             undo.pop_all()
         self._mapped = True
 

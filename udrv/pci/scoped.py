@@ -46,12 +46,12 @@ class ScopedBinding:
         plan.check(force=force)  # a refusal costs no process
         if not plan.steps:
             return
-        self._start_watcher()
         try:
+            self._start_watcher()
             if not plan.execute(force=force, scoped=True, token=self._token):
                 self._release_watcher()
         except BaseException:
-            self._release_watcher()
+            self.close()  # the bind undoes itself, but a Ctrl-C may come just after it
             raise
 
     @property
@@ -140,6 +140,8 @@ class ScopedBinding:
             with control, contextlib.suppress(OSError):  # it may be dead: then nothing to tell
                 control.send(b"D")
         if process is not None:
+            if control is None:  # interrupted while it was started: nobody can tell it
+                process.kill()
             process.wait()
 
 

@@ -109,6 +109,8 @@ class UserMapper:
         So does the end of the connection, for us: a server that has not noticed it yet may go on
         writing, but only into the memfd that it was given, whose pages nobody else ever gets.
         """
+        if iova not in self._maps and not self._channel.usable:
+            raise ClosedError("the connection is closed, and its maps with it", device=self._name)
         if self._maps.get(iova) != size:
             raise VfioError(
                 f"DMA unmap of {size:#x} bytes at IOVA {iova:#x}, which is no map of ours",
