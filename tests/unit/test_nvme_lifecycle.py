@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fake_device import FakeDevice
+from fake_device import SIZE, FakeDevice
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -170,14 +170,15 @@ def test_all_ones_in_csts_alone_prove_nothing() -> None:
         life.check_alive()
 
 
-def test_a_shutdown_that_hangs_ends() -> None:
+@pytest.mark.parametrize(("rtd3e_us", "limit"), [(0, 10), (30_000_000, 30), (2**32 - 1, 60)])
+def test_a_shutdown_that_hangs_ends(rtd3e_us: int, limit: int) -> None:
     device = FakeDevice()
     device.shutdown_hangs = True
     life, clock = lifecycle(device)
     up(life)
     with pytest.raises(errors.ControllerTimeoutError, match="shutdown"):
-        life.shutdown(rtd3e_us=30_000_000)
-    assert 30 <= clock.now <= 31
+        life.shutdown(rtd3e_us=rtd3e_us)
+    assert limit <= clock.now <= limit + 1
 
 
 @pytest.mark.parametrize(
@@ -187,6 +188,27 @@ def test_a_shutdown_that_hangs_ends() -> None:
 def test_controllers_that_this_driver_cannot_drive(cap: Cap, what: str) -> None:
     with pytest.raises(errors.UnsupportedOnTransport, match=what):
         lifecycle(FakeDevice(cap=cap))
+
+
+@given(dstrd=st.integers(0, 15), queues=st.integers(1, 65535))
+def test_doorbells_stand_where_the_stride_puts_them_and_within_the_bar(
+    dstrd: int, queues: int
+) -> None:
+    """Base over PCIe 3.1.2.1: SQ y at 1000h + 2y strides, CQ y one stride further."""
+    registers = Registers(FakeDevice())
+    stride = 4 << dstrd
+    registers.map_doorbells(queues, stride=stride)
+    room = SIZE - 0x1000
+    assert registers.last_qid == min(queues, room // (2 * stride) - 1)
+    if registers.last_qid < 0:
+        with pytest.raises(errors.UnsupportedOnTransport):
+            registers.doorbells(0)
+        return
+    base, _ = registers.doorbells(0)
+    last = registers.last_qid
+    assert registers.doorbells(last) == (base + 2 * last * stride, base + (2 * last + 1) * stride)
+    with pytest.raises(errors.UnsupportedOnTransport):
+        registers.doorbells(room // (2 * stride))
 
 
 @given(path=st.lists(st.sampled_from(list(State)), max_size=12))

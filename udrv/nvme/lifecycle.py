@@ -70,6 +70,9 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 
 #: Bound of an orderly shutdown where the controller names none (RTD3E = 0), in seconds.
 _SHUTDOWN_SECONDS = 10.0
+#: And where it names one: it may name 71 minutes, and close() would take them if it hangs. Linux
+#: has the same limit (nvme_init_identify).
+_SHUTDOWN_SECONDS_MAX = 60.0
 #: What the controller is given beyond its own CAP.TO: an emulated one may run at any speed.
 _GRACE_SECONDS = 2.0
 #: CSTS bits that this driver looks at; others are reserved.
@@ -176,10 +179,11 @@ class Lifecycle:
     def shutdown(self, rtd3e_us: int = 0) -> None:
         """Orderly shutdown, then disable; after it the device touches no memory.
 
-        `rtd3e_us` is Identify Controller's RTD3 Entry Latency in microseconds, 0 if not reported.
+        `rtd3e_us` is Identify Controller's RTD3 Entry Latency in microseconds, 0 if not reported;
+        no more than a minute of it is granted.
         """
         self.enter(State.SHUTDOWN)
-        seconds = max(_SHUTDOWN_SECONDS, rtd3e_us / 1e6)
+        seconds = min(max(_SHUTDOWN_SECONDS, rtd3e_us / 1e6), _SHUTDOWN_SECONDS_MAX)
         cc = Cc.unpack(self._registers.read32(Offset.CC))
         if cc.en:
             value = cc.pack() & ~(3 << 14) | ShutdownNotification.NORMAL << 14
