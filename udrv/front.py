@@ -78,6 +78,8 @@ def open(
     `GroupNotViableError`, `DeviceInUseError`, `MemlockError`, `VfioUserProtocolError`,
     `ControllerError` and its kin; all are `UdrvError`s.
     """
+    if not isinstance(target, str):
+        raise TargetError(f"a {type(target).__name__} is no target", mend="targets are text")
     scheme, colon, rest = target.partition(":")
     opener = _SCHEMES.get(scheme) if colon else None
     if opener is None:

@@ -7,7 +7,10 @@ reading of a size is smaller than its writer meant.
 
 from __future__ import annotations
 
+import math
+import operator
 import re
+from typing import Any
 
 from udrv.errors import InvalidRequestError
 
@@ -46,3 +49,34 @@ def format_size(size: int) -> str:
             break
         value /= 1024
     return f"{value:.2f}".rstrip("0").rstrip(".") + f" {unit}"
+
+
+def integer(value: Any, what: str, *, device: str | None = None) -> int:
+    """Return an argument as a plain int; `InvalidRequestError` if it is no integer.
+
+    Not as it came: arithmetic with a numpy uint16 stays in 16 bits, so a size made of it is wrong.
+    """
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise InvalidRequestError(
+            f"{what} {value!r} is no integer", device=device, mend="give a whole number"
+        ) from error
+
+
+def seconds(value: Any, *, device: str | None = None) -> float:
+    """Return a time limit as a finite float of 0 or more; `InvalidRequestError` if it is none.
+
+    What is longer than a hundred years, infinity included, is a hundred years.
+    """
+    try:
+        number = float(value) if not isinstance(value, str | bytes) else math.nan
+    except OverflowError:
+        number = math.inf
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isnan(number):
+        raise InvalidRequestError(
+            f"a time limit of {value!r}", device=device, mend="give seconds, or None for no limit"
+        )
+    return min(max(number, 0.0), 3e9)

@@ -20,6 +20,7 @@ from udrv.nvme.spec import command
 from udrv.nvme.spec.identify import IDENTIFY_SIZE, decode_nsid_list
 from udrv.nvme.spec.opcodes import AdminOpcode, Cns
 from udrv.nvme.status import error_from_status
+from udrv.units import integer, seconds
 
 #: Admin commands may take long (a format, a self-test's start); the specification sets no limit.
 ADMIN_TIMEOUT = 60.0
@@ -85,7 +86,8 @@ class AdminQueue:
             raise InvalidRequestError(
                 "a command moves data one way only", device=self._pair.device
             )
-        length = read or len(write)
+        timeout = seconds(timeout, device=self._pair.device)
+        length = integer(read, "a number of bytes", device=self._pair.device) or len(write)
         with self._lock:
             slot = self._take_slot()
             buffer = self._memory.alloc(length, zero=True) if length else None

@@ -6,7 +6,7 @@ C call that touches no Python object.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -119,6 +119,14 @@ class Batch:
         is not DMA memory of this controller.
         """
         self.queue.check_rebind(self)
+        owner = getattr(namespace, "controller", None)
+        if owner is None or owner.memory is not self.queue.memory:
+            # its NSID would be another namespace here, and its size another limit
+            raise InvalidRequestError(
+                f"{namespace!r} is no namespace of this controller",
+                device=self.queue.device,
+                mend="take it from the controller that the queue belongs to",
+            )
         namespace.check_usable()
         c = self.c
         c.len = 0  # until the new buffer is held, no data: an exception may come at any line
@@ -154,6 +162,10 @@ class Batch:
             slot, self.slot = self.slot, -1
             self.queue.drop_slot(slot)
             self.c.slot = 0xFFFF  # refused by C
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        # a copy would have the same slot, and let go of it when it dies
+        raise TypeError("a batch has a slot of its queue: it can be neither copied nor pickled")
 
     def __del__(self) -> None:
         if getattr(self, "slot", -1) >= 0:

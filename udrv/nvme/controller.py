@@ -35,6 +35,7 @@ from udrv.nvme.spec.identify import (
 )
 from udrv.nvme.spec.logs import ErrorLogEntry, SmartLog, decode_error_log, decode_smart_log
 from udrv.nvme.spec.opcodes import Cns, FeatureId, LogId
+from udrv.units import integer
 from udrv.vfio.device import Device
 
 ADMIN_ENTRIES = 32
@@ -115,6 +116,7 @@ class Controller:
             )  # fmt: skip
             undo.pop_all()
         try:
+            queues, entries = integer(queues, "queues ="), integer(entries, "entries =")
             if not 1 <= queues <= 65535 or not 2 <= entries <= 65535:
                 raise InvalidRequestError(
                     f"{queues} queues of {entries} entries",
@@ -212,9 +214,7 @@ class Controller:
     def _ready(self) -> Lifecycle:
         self._guard.check("controller", self.target)
         if self._closed or self._life is None:
-            raise ClosedError(
-                "the controller is closed", device=self.target, mend="open it again"
-            )
+            raise ClosedError("the controller is closed", device=self.target, mend="open it again")
         return self._life
 
     def check_alive(self) -> None:
@@ -250,6 +250,7 @@ class Controller:
 
     def namespace(self, nsid: int) -> Namespace:
         """An active namespace; `DeviceNotFoundError` if there is none of that id."""
+        nsid = integer(nsid, "a namespace id", device=self.target)
         with self._lock:
             if nsid not in self._namespaces:
                 ids = self.namespace_ids()
@@ -306,8 +307,7 @@ class Controller:
         """
         life = self._ready()
         life.require(State.READY)
-        if entries is None:
-            entries = self.default_entries
+        entries = integer(self.default_entries if entries is None else entries, "entries =")
         most = min(life.cap.max_queue_entries, 65535)
         if not 2 <= entries <= most:
             raise InvalidRequestError(

@@ -22,6 +22,7 @@ from udrv.nvme.batch import FLUSH, FUA, READ, STATUS_CODE, WRITE, Batch
 from udrv.nvme.queue import Queue
 from udrv.nvme.spec.identify import IdentifyNamespace
 from udrv.nvme.status import error_from_status
+from udrv.units import seconds
 
 if TYPE_CHECKING:
     from udrv.nvme.controller import Controller
@@ -231,6 +232,7 @@ class Namespace:
         """Submit rows 0 to count - 1 and wait for all of them; the first bad status raises."""
         what = f"{_NAMES[int(batch.opcode[0])]} nsid={self.nsid}"
         bad: tuple[int, int, int] | None = None
+        timeout = seconds(timeout, device=self.controller.target)
         try:
             submitted = queue.submit(batch, 0, count)
             left = count

@@ -6,8 +6,11 @@ and it frees in the right order. It knows nothing of commands.
 
 from __future__ import annotations
 
+import operator
 import time
 from typing import Any, NoReturn
+
+import numpy as np
 
 from udrv.core import ffi, lib
 from udrv.errors import (
@@ -28,6 +31,7 @@ from udrv.memory import DmaMemory, Region
 SQE_SIZE = 64
 CQE_SIZE = 16
 _PAGE = 4096
+_CACHE_LINE = 64
 
 #: No wait is longer than this in one C call, so that signals (Ctrl-C) are served.
 WAIT_SLICE_NS = 100_000_000
@@ -98,6 +102,18 @@ class StateMapper:
         """Nothing to unmap."""
 
 
+def _new_handle() -> Any:
+    """A cleared `struct udrv_qp *` that keeps its memory, on cache lines of its own.
+
+    Not udrv_qp_new() and ffi.gc(): the garbage collector runs the destructors of all that it found
+    before any of it is cleared, so a finaliser that closes the controller would find it freed.
+    """
+    size = ffi.sizeof("struct udrv_qp")
+    memory = np.zeros(size + _CACHE_LINE, np.uint8)
+    start = -memory.ctypes.data % _CACHE_LINE
+    return ffi.from_buffer("struct udrv_qp *", memory[start : start + size])
+
+
 class QueuePair:
     """Rings, PRP pages, tracker state and handle of one queue id.
 
@@ -122,6 +138,7 @@ class QueuePair:
         doorbells: tuple[int, int],
         eventfd: int = -1,
     ) -> None:
+        entries = operator.index(entries)  # a numpy uint16 would overflow in the sizes below
         self.device = device
         self.qid = qid
         self.entries = entries
@@ -138,10 +155,7 @@ class QueuePair:
             shared = self._region(state, int(lib.udrv_qp_shared_size(entries)))
             self.sq_iova = sq.iova
             self.cq_iova = cq.iova
-            handle = lib.udrv_qp_new()
-            if handle == ffi.NULL:
-                raise MemoryError
-            handle = ffi.gc(handle, lib.udrv_qp_free)
+            handle = _new_handle()
             config = ffi.new("struct udrv_qp_config *")
             config.qid = qid
             config.entries = entries

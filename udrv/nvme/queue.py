@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, SupportsIndex
 
 from udrv.core import ffi, lib
 from udrv.errors import (
@@ -26,6 +26,7 @@ from udrv.fork import ForkGuard
 from udrv.memory import Buffer, DmaMemory
 from udrv.nvme.batch import Batch, Completions, Reaped
 from udrv.nvme.pair import MAX_SLOTS, SPIN_ONLY, QueuePair, raise_qp_error
+from udrv.units import integer, seconds
 
 if TYPE_CHECKING:
     from udrv.nvme.namespace import Namespace
@@ -87,6 +88,7 @@ class Queue:
         The buffer may be left out for flushes, and changed later by `Batch.bind`.
         """
         self._guard.check(f"queue {self.qid}", self.device)
+        capacity = integer(capacity, "a number of commands", device=self.device)
         if capacity < 1:  # before a slot is taken for it
             raise InvalidRequestError(f"a batch of {capacity} commands", device=self.device)
         batch = Batch(self, capacity, self.take_slot())
@@ -219,6 +221,8 @@ class Queue:
         """
         pair = self._pair
         self._check_not_leased()
+        if timeout is not None:  # now: below, completions may have been taken already
+            timeout = seconds(timeout, device=self.device)
         limit = self.depth if maximum is None else min(maximum, self.depth)
         inflight = pair.inflight
         want = min(minimum, limit, inflight)
@@ -260,7 +264,13 @@ class Queue:
         Their completions will be counted and not delivered, and their buffers stay allocated,
         until there is proof that the device is done with them.
         """
-        return self._pair.quarantine(None if batch is None else batch.slot)
+        if batch is None:
+            return self._pair.quarantine()
+        if batch.queue is not self or batch.slot < 0:
+            raise InvalidRequestError(
+                f"the batch is closed, or not of queue {self.qid}", device=self.device
+            )
+        return self._pair.quarantine(batch.slot)
 
     def give_up(self, batch: Batch, what: str, timeout: float) -> None:
         """Quarantine the batch and raise `CommandTimeoutError`, or what is behind it."""
@@ -340,6 +350,9 @@ class Queue:
         Raises `QueueBusyError` if a thread does not leave.
         """
         self._pair.close()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError("a queue is a device's: it can be neither copied nor pickled")
 
     def __enter__(self) -> Self:
         return self

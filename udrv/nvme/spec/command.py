@@ -11,6 +11,7 @@ from __future__ import annotations
 from udrv.errors import InvalidRequestError
 from udrv.nvme.spec.opcodes import NSID_ALL, AdminOpcode, FeatureSelect, IoOpcode
 from udrv.nvme.spec.table import Bits, Structure, bit, bitfield, bits, structure, u8, u16, u32, u64
+from udrv.units import integer
 
 SQE_SIZE = 64
 CQE_SIZE = 16
@@ -214,6 +215,7 @@ def get_log_page(
     prp1: int = 0, prp2: int = 0, cid: int = 0,
 ) -> bytes:
     """Get Log Page (Base 5.16): `nbytes` (a multiple of 4) from byte `offset` (likewise)."""
+    nbytes, offset = integer(nbytes, "a length"), integer(offset, "an offset")
     if nbytes % 4 or offset % 4:
         raise InvalidRequestError(
             f"Get Log Page of {nbytes} bytes from {offset}", mend="both are multiples of 4"

@@ -1,0 +1,147 @@
+"""What a careless caller passes: integers of any width, other devices' objects, copies."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import pickle
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import udrv
+from udrv.errors import InvalidRequestError, TargetError
+from udrv.nvme import Controller
+
+
+@pytest.fixture
+def ctrl() -> Iterator[Controller]:
+    with udrv.open("soft:?size=1M&lba=4096&mqes=4096") as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.uint64])
+def test_integers_of_any_width(ctrl: Controller, kind: Any) -> None:
+    """Sizes of rings were once computed in 16 bits: 2000 entries got a ring of 976."""
+    entries = min(2000, int(np.iinfo(kind).max))
+    with warnings.catch_warnings(action="error"):
+        ns = ctrl.namespace(kind(1))
+        with ctrl.create_queue(entries=kind(entries)) as queue:
+            plain = ctrl.create_queue(entries=entries)
+            assert [r.size for r in queue.pair._regions] == [r.size for r in plain.pair._regions]
+            batch = queue.batch(kind(3), namespace=ns, buffer=ctrl.alloc(4096))
+            assert queue.submit(batch, kind(1), kind(2)) == 2
+            assert len(queue.reap(kind(2), kind(5), timeout=10)) == 2
+        assert ns.read(kind(100), kind(100), timeout=kind(30)).nbytes == 100 * 4096
+        ns.write(kind(5), bytes(4096))
+        assert len(ctrl.get_log_page(2, kind(64))) == 64
+
+
+@pytest.mark.parametrize("value", [1.5, math.nan, math.inf, None, "1", b"1", [1], object(), 1j])
+def test_what_is_no_integer(ctrl: Controller, value: Any) -> None:
+    ns = ctrl.namespace(1)
+    calls: list[Any] = [
+        lambda: ctrl.namespace(value), lambda: ctrl.get_log_page(2, value),
+        lambda: ns.read(value, 1), lambda: ns.read(0, value), lambda: ns.write(value, bytes(4096)),
+        lambda: ctrl.alloc(value), lambda: udrv.open("soft:?size=1M", queues=value),
+        lambda: udrv.open("soft:?size=1M", entries=value),
+    ]
+    if value is not None:
+        calls.append(lambda: ctrl.create_queue(entries=value))
+    for call in calls:
+        with pytest.raises(InvalidRequestError):
+            call()
+    if not isinstance(value, str):
+        with pytest.raises(TargetError):
+            udrv.open(value)
+    assert ns.read(0, 1).nbytes == 4096
+
+
+@pytest.mark.parametrize("value", [math.nan, "1", b"1", [1], object(), 1j])
+def test_what_is_no_time_limit_sends_nothing(ctrl: Controller, value: Any) -> None:
+    ns = ctrl.namespace(1)
+    with ctrl.create_queue(entries=8) as queue:
+        batch = queue.batch(2, namespace=ns, buffer=ctrl.alloc(4096))
+        queue.submit(batch)
+        with pytest.raises(InvalidRequestError):
+            queue.reap(2, timeout=value)
+        assert len(queue.reap(2, timeout=10)) == 2  # no completion was lost with the error
+    calls: list[Any] = [
+        lambda: ns.read(0, 1, timeout=value), lambda: ns.flush(timeout=value),
+        lambda: ctrl.admin(bytes(64), timeout=value),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidRequestError):
+            call()
+
+
+@pytest.mark.parametrize("value", [math.inf, 10**400, 1e300, 2**64])
+def test_time_limits_without_an_end(ctrl: Controller, value: Any) -> None:
+    assert ctrl.namespace(1).read(0, 1, timeout=value).nbytes == 4096
+
+
+def test_a_namespace_of_another_controller(ctrl: Controller) -> None:
+    """Its NSID means another namespace here: a write would hit the wrong one."""
+    with udrv.open("soft:?size=2M") as other, ctrl.create_queue(entries=8) as queue:
+        buffer = ctrl.alloc(4096)
+        foreign: list[Any] = [other.namespace(1), None, 1]
+        for namespace in foreign:
+            with pytest.raises(InvalidRequestError, match="no namespace of this controller"):
+                queue.batch(1, namespace=namespace, buffer=buffer)
+        batch = queue.batch(1, namespace=ctrl.namespace(1), buffer=buffer)
+        with pytest.raises(InvalidRequestError):
+            batch.bind(other.namespace(1), buffer)
+        with ctrl.create_queue(entries=8) as second, pytest.raises(InvalidRequestError):
+            second.quarantine(batch)
+
+
+def test_nothing_of_a_device_can_be_copied(ctrl: Controller) -> None:
+    """A copy of a batch gave its slot back when it died, and the original's buffer with it."""
+    with ctrl.create_queue(entries=8) as queue:
+        buffer = ctrl.alloc(4096)
+        batch = queue.batch(1, namespace=ctrl.namespace(1), buffer=buffer)
+        for thing in (queue, batch):
+            for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
+                with pytest.raises(TypeError):
+                    attempt(thing)
+        gc.collect()
+        queue.reap()
+        assert buffer.pins == 1
+
+
+_FINALISER = """
+import gc, warnings, udrv
+from udrv.errors import UdrvError
+warnings.simplefilter("ignore")
+
+class Closer:
+    def __init__(self, ctrl):
+        self.ctrl, self.me = ctrl, self
+
+    def __del__(self):
+        try:
+            self.ctrl.close()
+        except UdrvError:
+            pass
+
+for _ in range(3):
+    closer = Closer(udrv.open("soft:?size=1M"))
+    closer.ctrl.namespace(1).read(0, 1)
+    del closer
+    gc.collect()
+print("alive")
+"""
+
+
+def test_closed_by_a_finaliser_in_a_cycle() -> None:
+    """The collector runs finalisers in an order of its own: the C handle was freed before."""
+    result = subprocess.run(
+        [sys.executable, "-c", _FINALISER], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (result.returncode, result.stdout) == (0, "alive\n"), result.stderr
