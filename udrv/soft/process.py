@@ -19,7 +19,7 @@ from typing import Self
 
 import _cffi_backend
 
-from udrv.errors import ControllerError
+from udrv.errors import ControllerError, UdrvError
 from udrv.soft import _soft
 from udrv.soft._soft import ffi
 from udrv.soft.config import Config
@@ -162,6 +162,21 @@ def start(
     """
     if isinstance(options, str):
         options = parse_options(options)
+    try:
+        return _start(options, program)
+    except UdrvError:
+        raise
+    except OSError as error:  # no descriptor, no process, no memory left
+        raise ControllerError(
+            f"the controller's process cannot be started: {error.strerror}",
+            state="starting",
+            device="soft:",
+            mend="raise the limit of open files (`ulimit -n`) or of processes (`ulimit -u`), or "
+            "close other controllers",
+        ) from error
+
+
+def _start(options: SoftOptions, program: Sequence[str] | None) -> SoftProcess:
     with contextlib.ExitStack() as stack:
 
         def keep(fd: int) -> int:

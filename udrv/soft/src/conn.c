@@ -115,6 +115,8 @@ int conn_receive(struct conn *conn)
 
 static int send_all(struct conn *conn, struct iovec *iov, int fd)
 {
+	/* For the whole reply: a client that takes a byte now and then would keep us for ever. */
+	uint64_t deadline = soft_now_ns() + SEND_PATIENCE_MS * 1000000ull;
 	struct pollfd pfd = { .fd = conn->sock, .events = POLLOUT };
 	union control control = { .space = { 0 } };
 	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 2 };
@@ -133,8 +135,11 @@ static int send_all(struct conn *conn, struct iovec *iov, int fd)
 		ssize_t n = sendmsg(conn->sock, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
 
 		if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
-			if (poll(&pfd, 1, SEND_PATIENCE_MS) == 0)
+			uint64_t now = soft_now_ns();
+
+			if (now >= deadline)
 				return -ETIMEDOUT;
+			poll(&pfd, 1, (int)((deadline - now) / 1000000u) + 1);
 			continue;
 		}
 		if (n < 0 && errno != EINTR)
