@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import fcntl
 import mmap
+import os
+import stat
 import time
 
 from udrv.errors import AlignmentError, ClosedError, InvalidRequestError, UdrvError, VfioError
@@ -19,6 +23,14 @@ class UserMappedArea:
     """A part of a region in this process's memory (a `MappedArea`)."""
 
     def __init__(self, fd: int, file_offset: int, offset: int, size: int) -> None:
+        # Only a regular file has a size that mmap can check: past the end of what is behind a
+        # device node, a touch is a SIGBUS.
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError("it is no regular file")
+        # And the size stays, where the server allows it (a memfd made for sealing). Servers that
+        # offer a plain file have to be trusted not to cut it; see docs/limits.md.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         self._map = mmap.mmap(fd, size, offset=file_offset)
         self._offset = offset
         self._size = size
