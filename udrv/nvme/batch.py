@@ -51,10 +51,11 @@ class Batch:
 
     Attributes (numpy, one element a command)
     ----------
-    opcode: uint8, `READ`, `WRITE` or `FLUSH`.
-    slba: uint64, first block.
-    nlb: uint32, blocks, 1 to 65536 (a count, not the specification's 0's based value).
-    offset: uint64, byte offset of the data in the buffer, a multiple of 4.
+    opcode: uint8, `READ` (to start with), `WRITE` or `FLUSH`, of `udrv.nvme`.
+    slba: uint64, first block; 0 to start with.
+    nlb: uint32, blocks, 1 (to start with) to 65536: a count, not the specification's 0's based
+        value.
+    offset: uint64, byte offset of the data in the buffer, a multiple of 4; 0 to start with.
     user_data: uint64, returned with the completion; 0, 1, 2, ... to start with.
     control: uint16, CDW12 31:16 (`FUA`, `LIMITED_RETRY`); made, and zero, when first asked for.
     """
