@@ -81,9 +81,13 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(TargetError, match="regular file"):
         soft.start(f"size=1M&file={tmp_path}/fifo")
+    with pytest.raises(DeviceNotFoundError, match="give size="):
+        soft.start(f"file={tmp_path}/none")
+    assert not (tmp_path / "none").exists()
+    (tmp_path / "empty").touch()
     with pytest.raises(TargetError, match="give size="):
         soft.start(f"file={tmp_path}/empty")
-    assert not (tmp_path / "empty").exists()
+    assert (tmp_path / "empty").exists(), "a file of the user was removed"
 
 
 # --- serve ----------------------------------------------------------------------------------------

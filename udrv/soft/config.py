@@ -75,8 +75,10 @@ class Config:
             return -1, space.size or 0  # the C side refuses 0
         path = Path(space.file)
         try:
-            # O_NONBLOCK: a FIFO must not hold us up before it is found not to be a file.
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+            # A file is made only if its size is known, and none is ever removed: it may be the
+            # user's. O_NONBLOCK: a FIFO must not hold us up before it is found not to be a file.
+            create = 0 if space.size is None else os.O_CREAT
+            fd = os.open(path, os.O_RDWR | create | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
             self.fds.append(fd)
             info = os.fstat(fd)
             if not stat.S_ISREG(info.st_mode):
@@ -87,8 +89,6 @@ class Config:
                 )
             size = info.st_size - info.st_size % space.lba if space.size is None else space.size
             if not size:
-                if not info.st_size:
-                    path.unlink()
                 raise TargetError(
                     f"{path} holds no block of {space.lba} bytes",
                     device="soft:",
@@ -105,6 +105,12 @@ class Config:
                 mend="write permission on it, or on its directory, is needed",
             ) from error
         except OSError as error:
+            if error.errno == errno.ENOENT and path.parent.is_dir():
+                raise DeviceNotFoundError(
+                    f"there is no file {path}",
+                    device="soft:",
+                    mend="give size= as well, to make it that long",
+                ) from error
             if error.errno in (errno.ENOENT, errno.ENOTDIR):
                 raise DeviceNotFoundError(
                     f"there is no directory {path.parent}", device="soft:", mend="create it"
