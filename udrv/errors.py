@@ -31,7 +31,8 @@ class UdrvError(Exception):
         self.mend = mend
 
     def __str__(self) -> str:
-        where = f"{self.device}: " if self.device else ""
+        colon = " " if (self.device or "").endswith(":") else ": "  # "soft:" has one already
+        where = f"{self.device}{colon}" if self.device else ""
         mend = f": {self.mend}" if self.mend else ""
         return f"{where}{self.tried}{mend}"
 
@@ -103,7 +104,7 @@ class DriverBindError(UdrvError):
     """The kernel did not bind or unbind a driver."""
 
 
-class UnsupportedOnTransport(UdrvError):  # noqa: N818 - the name that DESIGN and users know
+class UnsupportedOnTransport(UdrvError):  # noqa: N818 - no fault, a boundary: its name says of what
     """This transport cannot carry what was asked for."""
 
 

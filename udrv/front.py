@@ -65,7 +65,13 @@ def open(
 
     Parameters
     ----------
-    target: see the module's table.
+    target: one of
+
+        pci:0000:01:00.0            a PCI function bound to vfio-pci (or see `bind`)
+        vfio-user:/run/nvme.sock    a controller that another process serves
+        soft:?size=1G&lba=4096      a software controller of its own, in a child process; `soft:`
+                                    alone has 1 GiB in blocks of 4096 bytes, and
+                                    `help(udrv.soft.options)` lists all options
     bind: for `pci:`, bind the function to vfio-pci for the life of the controller, if nothing
         speaks against it (a mount, a holder, a signature, another member of the IOMMU group). The
         old driver gets it back on close, after an exception, and after a SIGKILL.

@@ -24,7 +24,7 @@ class Mapper(Protocol):
 
 
 class Ledger(Protocol):
-    """Is told what a driver holds (done by `udrv.agent`; `NullLedger` where there is none)."""
+    """Is told what a driver holds, for who shares a device out; `NullLedger` where nobody does."""
 
     def charge(self, kind: str, amount: int) -> None:
         """Before use; raises if the grant does not allow it."""

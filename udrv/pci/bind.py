@@ -314,10 +314,10 @@ def _may(found: PciFunction, host: Host) -> tuple[Reason, ...]:
     attribute = found.path / "driver_override"
     if host.may_write(attribute):
         return ()
-    return (Reason(
-        "permission", f"this user cannot write {attribute}", f"run as root: sudo udrv bind "
-        f"{found.bdf}; a chown of /dev/vfio/{found.iommu_group} then lets a user open it", False,
-    ),)
+    mend = f"run as root: sudo udrv bind {found.bdf}"
+    if found.iommu_group is not None:
+        mend += f"; a chown of /dev/vfio/{found.iommu_group} then lets a user open it"
+    return (Reason("permission", f"this user cannot write {attribute}", mend, False),)
 
 
 def _may_write_or_raise(found: PciFunction, host: Host) -> None:

@@ -5,7 +5,8 @@
     ns=512:1G+4096:512M:/var/tmp/disk          several: LBA:SIZE[:FILE], joined by +
     queues=8&mqes=1024&mdts=7&serial=ABC       the controller
 
-Values are percent-decoded after they are split, so that a path may contain `&`, `+` or `:`.
+docs/soft.md has a table of all options, their ranges and defaults. Values are percent-decoded
+after they are split, so that a path may contain `&`, `+` or `:`.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def parse_options(text: str) -> SoftOptions:
         name, equals, value = part.partition("=")
         if name not in VALID:
             raise TargetError(
-                f"soft: has no option {name!r}",
+                f"there is no option {name!r}",
                 device="soft:",
                 mend="valid are " + "; ".join(f"{key} ({what})" for key, what in VALID.items()),
             )
@@ -115,7 +116,7 @@ def parse_options(text: str) -> SoftOptions:
 
 def _refuse(name: str, value: str, why: str = "not valid") -> NoReturn:
     raise TargetError(
-        f"soft: option {name}={value} is {why}", device="soft:", mend=f"{name} is {VALID[name]}"
+        f"the option {name}={value} is {why}", device="soft:", mend=f"{name} is {VALID[name]}"
     )
 
 
