@@ -59,7 +59,10 @@ def _say(text: str) -> None:
 @app.command("run")
 def run_command(
     target: Annotated[
-        str, typer.Argument(help="pci:0000:01:00.0, vfio-user:/path/to.sock or soft:?size=1G")
+        str,
+        typer.Argument(
+            metavar="TARGET", help="pci:0000:01:00.0, vfio-user:/path/to.sock or soft:?size=1G"
+        ),
     ],
     *,
     rw: Annotated[

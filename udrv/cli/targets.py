@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 Target = Annotated[
     str,
-    typer.Argument(help="pci:0000:01:00.0, vfio-user:/path/to.sock or soft:?size=1G"),
+    typer.Argument(
+        metavar="TARGET", help="pci:0000:01:00.0, vfio-user:/path/to.sock or soft:?size=1G"
+    ),
 ]
 Bind = Annotated[
     bool,

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from udrv._version import __version__
 from udrv.errors import LabError
 from udrv.lab import kernel as kernels
 from udrv.lab import run as runs
@@ -25,7 +26,26 @@ app = typer.Typer(
     "file system (read-only, under an overlay).",
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
+
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"udrv-lab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
 
 Cpus = Annotated[int, typer.Option(min=1, max=255, help="Virtual CPUs.")]
 Memory = Annotated[str, typer.Option(help="Guest memory, e.g. 2048M or 4G.")]
@@ -105,7 +125,7 @@ def _finish(result: runs.LabResult, out: Path | None) -> int:
 
 @app.command(context_settings={"allow_interspersed_args": False})
 def run(  # noqa: PLR0917 - the command line's options
-    command: Annotated[list[str], typer.Argument(help="What to run, after --.")],
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND", help="What to run, after --.")],
     cpus: Cpus = 2,
     memory: Memory = "2048M",
     accel: Accel = "auto",
