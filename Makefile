@@ -36,7 +36,7 @@ test: system ## set up, then all tests but the full counts: lint, test-fast, one
 	$(MAKE) lab-kernel
 	$(PYTEST) tests/lab -m "not full" --junitxml=$(REPORTS)/lab.xml
 
-test-fast: $(VENV)/.installed-dev $(VENV)/.built ## unit tests and the software device: a minute or two
+test-fast: $(VENV)/.installed-dev $(VENV)/.built ## unit tests and the software device: a few minutes
 	$(PYTEST) tests/unit tests/soft -m "not full" --junitxml=$(REPORTS)/fast.xml
 
 test-lab: system ## the full counts
