@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from itertools import pairwise
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -11,6 +14,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from udrv.errors import DmaMemoryError
 from udrv.memory import IovaAllocator
+from udrv.memory import iova as iova_module
+from udrv.memory.iova import Extents
 
 PAGE = 4096
 MIB = 1 << 20
@@ -181,3 +186,42 @@ class IovaMachine(RuleBasedStateMachine):
 
 
 TestIovaMachine = IovaMachine.TestCase
+
+
+@given(data=st.data())
+def test_an_interrupt_at_any_line_costs_space_and_nothing_else(data: st.DataObject) -> None:
+    """Ctrl-C: what is handed out and what is free stay disjoint, and the heap goes on."""
+    extents = Extents([(0, 1 << 12)])
+    taken: dict[int, int] = {}
+    for _ in range(data.draw(st.integers(1, 30))):
+        lines = data.draw(st.none() | st.integers(1, 25))
+
+        def trace(frame: FrameType, event: str, _arg: object) -> object:
+            nonlocal lines
+            if frame.f_code.co_filename != iova_module.__file__:
+                return None
+            if event == "line" and lines is not None:
+                lines -= 1
+                if lines <= 0:
+                    lines = None
+                    raise KeyboardInterrupt
+            return trace
+
+        give = data.draw(st.sampled_from(sorted(taken))) if taken and data.draw(
+            st.booleans()) else None
+        size = data.draw(st.integers(1, 512))
+        sys.settrace(trace)  # type: ignore[arg-type]
+        try:
+            if give is not None:
+                taken.pop(give)
+                extents.give(give)
+            else:
+                at = extents.take(size, 1)
+                if at is not None:
+                    taken[at] = size
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        spans = sorted([*extents.free_spans, *((at, at + n) for at, n in taken.items())])
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans)), spans

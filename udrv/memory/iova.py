@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 
 from udrv.errors import DmaMemoryError
 
@@ -26,21 +27,22 @@ class Extents:
 
     What was one span at the start stays one: neighbouring spans are never joined, because an IOMMU
     refuses a map that crosses from one of its ranges into the next even where they touch.
+
+    An interrupt between two lines of a change costs the space that it was about, and no more: the
+    free spans change by one assignment, what is handed out is noted after it and forgotten before.
     """
 
-    __slots__ = ("_ends", "_fences", "_starts", "_used")
+    __slots__ = ("_fences", "_spans", "_used")
 
     def __init__(self, spans: Iterable[tuple[int, int]]) -> None:
-        pairs = list(spans)
-        self._starts = [start for start, _ in pairs]
-        self._ends = [end for _, end in pairs]
-        self._fences = frozenset(self._starts)
+        self._spans = list(spans)
+        self._fences = frozenset(start for start, _ in self._spans)
         self._used: dict[int, int] = {}
 
     @property
     def free_spans(self) -> list[tuple[int, int]]:
         """The free spans, ascending."""
-        return list(zip(self._starts, self._ends, strict=True))
+        return list(self._spans)
 
     @property
     def used_bytes(self) -> int:
@@ -54,14 +56,13 @@ class Extents:
 
     def take(self, size: int, align: int) -> int | None:
         """The lowest start of `size` free bytes at a multiple of `align`, or None."""
-        for index, (start, end) in enumerate(zip(self._starts, self._ends, strict=True)):
+        for index, (start, end) in enumerate(self._spans):
             at = round_up(start, align)
             stop = at + size
             if stop > end:
                 continue
             rest = [(a, b) for a, b in ((start, at), (stop, end)) if a < b]
-            self._starts[index : index + 1] = [a for a, _ in rest]
-            self._ends[index : index + 1] = [b for _, b in rest]
+            self._spans[index : index + 1] = rest
             self._used[at] = size
             return at
         return None
@@ -70,14 +71,17 @@ class Extents:
         """Return what `take` gave and get its size; KeyError if `start` is not handed out."""
         size = self._used.pop(start)
         end = start + size
-        index = bisect_left(self._starts, start)
+        index = bisect_left(self._spans, start, key=itemgetter(0))
         low, high = index, index
-        if index > 0 and self._ends[index - 1] == start and start not in self._fences:
-            low, start = index - 1, self._starts[index - 1]
-        if index < len(self._starts) and self._starts[index] == end and end not in self._fences:
-            high, end = index + 1, self._ends[index]
-        self._starts[low:high] = [start]
-        self._ends[low:high] = [end]
+        if index > 0 and self._spans[index - 1][1] == start and start not in self._fences:
+            low, start = index - 1, self._spans[index - 1][0]
+        if (
+            index < len(self._spans)
+            and self._spans[index][0] == end
+            and end not in self._fences
+        ):
+            high, end = index + 1, self._spans[index][1]
+        self._spans[low:high] = [(start, end)]
         return size
 
 
