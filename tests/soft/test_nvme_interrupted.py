@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ import pytest
 from udrv import errors, soft
 from udrv.core import lib
 from udrv.memory import DmaMemory
-from udrv.nvme import Controller, State
+from udrv.nvme import Controller, State, leases
 from udrv.nvme.interrupts import Vectors
 from udrv.nvme.spec import command
 from udrv.nvme.spec.opcodes import AdminOpcode, Cns
@@ -308,6 +310,40 @@ def test_a_bind_that_is_interrupted_leaves_no_unheld_memory(
         with pytest.raises(errors.InvalidRequestError):
             queue.submit(batch)
         assert queue.inflight == 0
+
+
+def test_an_interrupt_at_any_line_of_a_lease_loses_no_queue() -> None:
+    """The only queue there is: were it missed once, the next call would wait for ever."""
+    rig = Rig("size=16M&queues=1", queues=1)
+    ns = rig.ctrl.namespace(1)
+    ns.read(0, 1)
+    buffer = rig.ctrl.alloc(4096)
+    for countdown in range(1, 60):
+        left = countdown
+
+        def trace(frame: FrameType, event: str, _arg: object) -> object:
+            nonlocal left
+            if frame.f_code.co_filename != leases.__file__:
+                return None if event == "call" else trace
+            # a signal is served at calls and jumps: not at the bare `try:` lines of lend()
+            left -= event == "line" and frame.f_code.co_name in ("_borrow", "_give_back")
+            if left == 0:
+                left = -1
+                raise KeyboardInterrupt
+            return trace
+
+        sys.settrace(trace)  # type: ignore[arg-type]
+        try:
+            ns.read(0, 1, into=buffer)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        ns.read(0, 1, timeout=5)
+    assert left > 0, "there are more lines than were interrupted"
+    assert buffer.pins == 0
+    rig.ctrl.close()
+    rig.process.close()
 
 
 # --- what a caller or a device says --------------------------------------------------------------

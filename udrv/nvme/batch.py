@@ -63,6 +63,8 @@ class Batch:
     def __init__(self, queue: Queue, capacity: int, slot: int) -> None:
         if capacity < 1:
             raise InvalidRequestError(f"a batch of {capacity} commands", device=queue.device)
+        #: The `struct udrv_batch *` that C reads.
+        self.c: Any = ffi.new("struct udrv_batch *")
         self.queue = queue
         self.capacity = capacity
         self.slot = slot
@@ -74,8 +76,6 @@ class Batch:
         self._control: U16 | None = None
         self.namespace: Namespace | None = None
         self.buffer: Buffer | None = None
-        #: The `struct udrv_batch *` that C reads.
-        self.c: Any = ffi.new("struct udrv_batch *")
         self._columns = (self.opcode, self.slba, self.nlb, self.offset, self.user_data)
         self.c.capacity = capacity
         self.c.slot = slot

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,8 +19,8 @@ from udrv.errors import (
 from udrv.fork import ForkGuard
 from udrv.memory import Buffer, DmaMemory, Ledger, NullLedger
 from udrv.nvme.admin import RESHAPING, AdminQueue, AdminResult, active_nsids
-from udrv.nvme.batch import Batch
 from udrv.nvme.interrupts import Vectors
+from udrv.nvme.leases import Lease, Leases
 from udrv.nvme.lifecycle import Lifecycle, State
 from udrv.nvme.namespace import Namespace
 from udrv.nvme.pair import PRP_MAX_TRANSFER, QueuePair, StateMapper
@@ -42,8 +42,7 @@ ADMIN_ENTRIES = 32
 DEFAULT_ENTRIES = 256
 DEFAULT_QUEUES = 16
 
-#: Queues that blocking calls share; more threads than this wait for one another.
-_LEASED_QUEUES = 4
+#: Slots of the queues that blocking calls share.
 _LEASED_ENTRIES = 64
 #: Seconds for Delete I/O Queue: a device that hangs is reset instead.
 _DELETE_TIMEOUT = 5.0
@@ -92,10 +91,13 @@ class Controller:
         self._resources = ExitStack() if resources is None else resources
         self._guard = ForkGuard()
         self._lock = threading.RLock()
-        self._available = threading.Condition(self._lock)
         self._queues: dict[int, Queue] = {}
-        self._lent: dict[int, tuple[Queue, Batch]] = {}
-        self._idle: list[tuple[Queue, Batch]] = []
+        self._leases = Leases(
+            lock=self._lock,
+            make=lambda: self.create_queue(entries=min(_LEASED_ENTRIES, self.default_entries)),
+            free=lambda: self.max_queues - len(self._queues),
+            check=lambda: self._ready().require(State.READY),
+        )
         self._namespaces: dict[int, Namespace] = {}
         self._registers: Registers | None = None
         self._vectors: Vectors | None = None
@@ -374,37 +376,10 @@ class Controller:
             self.admin(command.delete_io_cq(queue.qid), timeout=_DELETE_TIMEOUT)
             self._forget(queue)
 
-    @contextmanager
-    def lease_queue(self) -> Iterator[tuple[Queue, Batch]]:
+    def lease_queue(self) -> AbstractContextManager[Lease]:
         """A queue and a batch for a blocking call; waits while all are lent."""
         self._ready().require(State.READY)
-        with self._available:
-            while not self._idle and len(self._lent) >= self._lease_limit():
-                self._available.wait()
-                self._ready()
-            queue, batch = self._idle.pop() if self._idle else self._new_lease()
-            self._lent[queue.qid] = (queue, batch)
-        try:
-            yield queue, batch
-        finally:
-            with self._available:
-                del self._lent[queue.qid]
-                if not self._closed:
-                    if batch.inflight:  # a time-out: those commands keep their slot and buffer
-                        batch.close()
-                        batch = Batch(queue, batch.capacity, queue.take_slot())
-                    else:
-                        batch.unbind()  # the caller's buffer is the caller's again
-                    self._idle.append((queue, batch))
-                self._available.notify()
-
-    def _lease_limit(self) -> int:
-        # what the user's own queues leave; with none left, create_queue says so
-        return max(1, min(_LEASED_QUEUES, self.max_queues - len(self._queues) + len(self._lent)))
-
-    def _new_lease(self) -> tuple[Queue, Batch]:
-        queue = self.create_queue(entries=min(_LEASED_ENTRIES, self.default_entries))
-        return queue, Batch(queue, queue.depth, queue.take_slot())
+        return self._leases.lend()
 
     # --- down -------------------------------------------------------------------------------
 
@@ -431,7 +406,7 @@ class Controller:
                     return False
                 return True
 
-            self._idle.clear()
+            self._leases.clear()
             # a failure that was reported when it was met is not reported again
             known = self._life is not None and self._life.state in (State.FAILED, State.GONE)
             if not self._closed:
@@ -449,7 +424,6 @@ class Controller:
             if drained:
                 self._release(attempt)
                 self._released = True
-            self._available.notify_all()
         if errors and not (known and isinstance(errors[0], DeviceGoneError)):
             raise errors[0]
 
