@@ -313,47 +313,56 @@ static __attribute__((noinline, cold)) void anomaly(struct udrv_qp *qp, uint32_t
 	}
 }
 
-int __udrv_qp_reap(struct udrv_qp *qp, const struct udrv_completions *out, uint32_t first,
-		   uint32_t max)
+/* How many entries are there, from *head on, at most max; *head and *phase become those behind. */
+static inline uint32_t count_new(const struct udrv_qp *qp, uint32_t *head, uint32_t *phase,
+				 uint32_t max)
+{
+	volatile const struct nvme_cqe *const cq = qp->cq;
+	const uint32_t entries = qp->entries;
+	uint32_t h = *head, p = *phase, n = 0;
+
+	while (n < max && ((cq[h].dw3 >> 16) & 1) == p) {
+		n++;
+		if (unlikely(++h == entries)) {
+			h = 0;
+			p ^= 1;
+		}
+	}
+	*head = h;
+	*phase = p;
+	return n;
+}
+
+/* Consume n entries from `head` on. Return: how many were delivered, into out[row ...]. */
+static inline uint32_t consume(struct udrv_qp *qp, const struct udrv_completions *out,
+			       uint32_t row, uint32_t head, uint32_t n)
 {
 	struct udrv_qp_shared *sh = qp->shared;
-	volatile struct nvme_cqe *const cq = qp->cq;
+	volatile const struct nvme_cqe *const cq = qp->cq;
 	struct udrv_tracker *const trackers = qp->trackers;
 	uint32_t *const slot_inflight = qp->slot_inflight;
 	uint64_t *const user_data = out->user_data, *const result = out->result;
 	uint64_t *const latency_ns = out->latency_ns;
 	uint16_t *const status = out->status;
 	const uint32_t entries = qp->entries, nr_trackers = qp->nr_trackers, qid = qp->qid;
-	uint32_t head = sh->cq_head, phase = sh->cq_phase;
+	const uint32_t first = row;
 	uint16_t *top = qp->free + sh->nr_free;
-	uint32_t row = first, seen = 0;
 	uint64_t now;
 
-	if (unlikely(first > out->capacity || max > out->capacity - first))
-		return -UDRV_EINVAL;
-	if (((cq[head].dw3 >> 16) & 1) != phase || !max)
-		return 0;
-	now = udrv_ticks_after_loads();	/* the phase was seen by then */
+	/*
+	 * The rest of the entries after their phases, and the data after both: pairs with the
+	 * device, which writes data, then entry, then phase.
+	 */
+	udrv_dma_rmb();
+	now = udrv_ticks_after_loads();
 
-	/* at most one lap: a device that completes for ever must not keep us for ever */
-	while (row < first + max && seen < entries) {
-		volatile struct nvme_cqe *cqe = &cq[head];
-		uint64_t dw2_3 = cqe->dw2_3;
+	for (; n; n--) {
+		uint64_t dw2_3 = cq[head].dw2_3, cqe_result = cq[head].result;
 		uint32_t cid = (dw2_3 >> 32) & 0xffff, sqid = (uint32_t)dw2_3 >> 16;
 		struct udrv_tracker *t;
 
-		if (((dw2_3 >> 48) & 1) != phase)
-			break;
-		/*
-		 * The rest of the entry after its phase, and the data after both: pairs with the
-		 * device, which writes data, then entry, then phase.
-		 */
-		udrv_dma_rmb();
-		seen++;
-		if (unlikely(++head == entries)) {
+		if (unlikely(++head == entries))
 			head = 0;
-			phase ^= 1;
-		}
 		if (unlikely(cid >= nr_trackers || sqid != qid ||
 			     trackers[cid].state != UDRV_TRACKER_INFLIGHT)) {
 			sh->nr_free = (uint32_t)(top - qp->free);
@@ -363,7 +372,7 @@ int __udrv_qp_reap(struct udrv_qp *qp, const struct udrv_completions *out, uint3
 		}
 		t = &trackers[cid];
 		user_data[row] = t->user_data;
-		result[row] = cqe->result;
+		result[row] = cqe_result;
 		status[row] = (uint16_t)(dw2_3 >> 49);
 		latency_ns[row] = udrv_ticks_to_ns(now - t->submit_ticks);
 		row++;
@@ -373,10 +382,43 @@ int __udrv_qp_reap(struct udrv_qp *qp, const struct udrv_completions *out, uint3
 	}
 	sh->nr_free = (uint32_t)(top - qp->free);
 	qp->inflight -= row - first;
+	return row - first;
+}
+
+int __udrv_qp_reap(struct udrv_qp *qp, const struct udrv_completions *out, uint32_t first,
+		   uint32_t max)
+{
+	struct udrv_qp_shared *sh = qp->shared;
+	uint32_t head = sh->cq_head, phase = sh->cq_phase;
+	uint32_t seen = 0, delivered = 0, want, n;
+
+	if (unlikely(first > out->capacity || max > out->capacity - first))
+		return -UDRV_EINVAL;
+	/*
+	 * Entries are counted before the clock is read: one that comes while they are consumed
+	 * belongs to the next round, or its latency would be too short. There is another round only
+	 * where some were no completions of ours. At most one lap in all: a device that completes
+	 * for ever must not keep us for ever.
+	 */
+	do {
+		uint32_t from = head;
+
+		want = max - delivered;
+		if (want > qp->entries - seen)
+			want = qp->entries - seen;
+		n = count_new(qp, &head, &phase, want);
+		if (!n)
+			break;
+		seen += n;
+		delivered += consume(qp, out, first + delivered, from, n);
+	} while (unlikely(delivered != seen && n == want));
+	if (!seen)
+		return 0;
+
 	sh->cq_head = head;
 	sh->cq_phase = phase;
 	sh->consumed += seen;
-	sh->completed += row - first;
+	sh->completed += delivered;
 	/*
 	 * Our reads of the entries before the device may overwrite them: pairs with its read of the
 	 * doorbell before it uses a slot again.
@@ -385,7 +427,7 @@ int __udrv_qp_reap(struct udrv_qp *qp, const struct udrv_completions *out, uint3
 	udrv_mmio_write32(qp->cq_doorbell, head);
 	sh->cq_rung = head;
 	sh->cq_doorbells++;
-	return (int)(row - first);
+	return (int)delivered;
 }
 
 int udrv_qp_reap(struct udrv_qp *qp, const struct udrv_completions *out, uint32_t first,
