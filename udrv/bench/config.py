@@ -112,18 +112,18 @@ class BenchConfig:
                 raise InvalidRequestError(f"{name} {value!r}", mend=f"one of {', '.join(allowed)}")
         for name, number, low, high in (
             ("rwmixread", self.rwmixread, 0, 100),
-            ("bs", self.bs, 512, 1 << 32),
+            ("bs in bytes:", self.bs, 512, 1 << 32),
             ("iodepth", self.iodepth, 1, lib.UDRV_BENCH_MAX_DEPTH),
             ("numjobs", self.numjobs, 1, 65535),
-            ("runtime", self.runtime, 1e-6, 1e9),
-            ("size", self.size, 1, (1 << 64) - 1),
-            ("offset", self.offset, 0, (1 << 64) - 1),
+            ("runtime in seconds:", self.runtime, 1e-6, 10**9),
+            ("size in bytes:", self.size, 1, (1 << 64) - 1),
+            ("offset in bytes:", self.offset, 0, (1 << 64) - 1),
             ("number of I/Os", self.number_ios, 1, (1 << 63) - 1),
             ("seed", self.seed, 0, (1 << 64) - 1),
-            ("rate", self.rate_iops, 1e-3, 1e9),
-            ("spin time in ns", self.spin_ns, 1, 10**9),
+            ("rate in IOPS:", self.rate_iops, 1e-3, 10**9),
+            ("spin time in ns:", self.spin_ns, 1, 10**9),
             ("max_errors", self.max_errors, 0, (1 << 63) - 1),
-            ("timeout", self.timeout, 1e-3, 1e6),
+            ("timeout in seconds:", self.timeout, 1e-3, 10**6),
         ):
             # a NaN compares as false; an int may be too large for math.isfinite()
             if number is not None and not low <= number <= high:

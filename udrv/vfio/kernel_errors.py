@@ -78,7 +78,7 @@ def check_ready(found: PciFunction) -> int:
         by = f"the driver {found.driver}" if found.driver else "no driver"
         raise DriverBindError(
             f"it is bound to {by}, not to vfio-pci", device=found.target,
-            mend=f"`udrv bind {found.bdf}`, or open it with bind=True",
+            mend=f"`udrv bind {found.bdf}`, or for this use only --bind (in Python bind=True)",
         )
     return found.iommu_group
 
