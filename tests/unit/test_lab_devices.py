@@ -20,11 +20,11 @@ from udrv.lab.devices import (
     format_device,
     format_size,
     parse_device,
-    parse_size,
     place,
 )
 from udrv.lab.kernel import Kernel
 from udrv.lab.qemu import PORTS, Machine, Qemu, check_devices, command_line, memory_mib
+from udrv.units import parse_size
 
 LBA_SIZES = st.sampled_from([1 << s for s in range(9, 17)])
 

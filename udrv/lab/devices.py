@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from udrv.errors import LabError
+from udrv.units import parse_size
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SERIAL = re.compile(r"[!-+\--~][ -+\--~]{0,19}")
@@ -86,14 +87,6 @@ def _bad(text: str, why: str) -> LabError:
         mend="the form is nvme,serial=S,ns=512:1G+4096:512M,... or vfio-user:SOCKET; "
         "docs/lab.md has the whole grammar",
     )
-
-
-def parse_size(text: str) -> int:
-    """Bytes of "512M" and the like; raises `ValueError`."""
-    match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)", text)
-    if match is None:
-        raise ValueError(f"{text!r} is no size (a number, then K, M, G or T)")
-    return int(match[1]) * _UNITS[match[2]]
 
 
 def format_size(size: int) -> str:

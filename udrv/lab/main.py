@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from udrv import stdio
 from udrv._version import __version__
 from udrv.errors import LabError
 from udrv.lab import kernel as kernels
@@ -103,6 +105,17 @@ def _environment(pairs: list[str] | None) -> dict[str, str]:
     return result
 
 
+def _patterns(texts: list[str] | None) -> tuple[str, ...]:
+    for text in texts or ():
+        try:
+            re.compile(text)
+        except re.error as error:
+            raise LabError(
+                f"--allow {text!r} is no regular expression: {error}", mend="escape it with \\"
+            ) from error
+    return tuple(texts or ())
+
+
 def _devices(texts: list[str] | None) -> tuple[DeviceSpec, ...]:
     return tuple(parse_device(text) for text in texts or ())
 
@@ -155,7 +168,7 @@ def run(  # noqa: PLR0917 - the command line's options
         cpus=cpus, memory=memory, accel=accel, kernel=kernel, timeout=timeout or None,
         devices=_devices(device), default_devices=not no_default_devices, keep_disks=keep_disks,
         icount=icount, qemu=qemu, append=append, iommu=not no_iommu, shared_memory=shared_memory,
-        out=out, environment=_environment(env), allow=tuple(allow or ()),
+        out=out, environment=_environment(env), allow=_patterns(allow),
     )
     result = runs.run(command, config, stdout=runs.to_stdout, stderr=runs.to_stderr,
                       say=(lambda _: None) if quiet else _say)
@@ -186,7 +199,7 @@ def shell(  # noqa: PLR0917 - the command line's options
         cpus=cpus, memory=memory, accel=accel, kernel=kernel, timeout=None,
         devices=_devices(device), default_devices=not no_default_devices, keep_disks=keep_disks,
         qemu=qemu, append=append, iommu=not no_iommu, shared_memory=shared_memory, out=out,
-        environment={"PS1": "(lab) # ", **_environment(env)}, allow=tuple(allow or ()),
+        environment={"PS1": "(lab) # ", **_environment(env)}, allow=_patterns(allow),
     )
     # Without the user's start files: the environment is passed on already, and what they start
     # costs half a minute under emulation.
@@ -206,12 +219,16 @@ def fetch(
 
 def main() -> None:
     """Entry point: errors as one message and a status, not as a traceback."""
+    stdio.run("udrv-lab", _main)
+
+
+def _main() -> None:
     try:
         app()
     except LabTimeoutError as error:
         _say(str(error))
         sys.exit(TIMED_OUT)
-    except LabError as error:
+    except (LabError, OSError) as error:  # OSError: a disk that is too large, an --out that is a file
         _say(str(error))
         sys.exit(LAB_FAILED)
     except KeyboardInterrupt:
