@@ -228,7 +228,7 @@ def _main() -> None:
     except LabTimeoutError as error:
         _say(str(error))
         sys.exit(TIMED_OUT)
-    except (LabError, OSError) as error:  # OSError: a disk that is too large, an --out that is a file
+    except (LabError, OSError) as error:  # OSError: a disk too large, an --out in the way
         _say(str(error))
         sys.exit(LAB_FAILED)
     except KeyboardInterrupt:
