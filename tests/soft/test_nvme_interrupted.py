@@ -201,6 +201,29 @@ def test_a_thread_that_does_not_leave_keeps_its_memory(
     assert rig.device._closed
 
 
+def test_an_exception_of_a_signal_handler_costs_no_queue(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """signal.alarm with a handler that raises is an everyday time limit."""
+    ns = rig.ctrl.namespace(1)
+    ns.read(0, 1)
+    leases = rig.ctrl._leases
+    check, calls = leases._check, iter(range(100))
+
+    def alarm() -> None:
+        if next(calls) == 1:  # when the queue is given back
+            raise TimeoutError
+        check()
+
+    monkeypatch.setattr(leases, "_check", alarm)
+    with pytest.raises(TimeoutError):
+        ns.read(0, 1)
+    monkeypatch.undo()
+    for _ in range(3):
+        ns.read(0, 1)
+    assert len(rig.ctrl._queues) == 1
+
+
 def test_an_interrupted_close_is_taken_up_by_the_next(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack
 
-from udrv.errors import ClosedError
+from udrv.errors import ClosedError, UdrvError
 from udrv.fork import ForkGuard
 from udrv.memory.host import HostMemory
 from udrv.memory.iova import MAX_ALIGN, Extents, IovaAllocator
@@ -69,11 +69,12 @@ class Pool:
                 mapper.dma_map(
                     fd=self._host.fd, offset=0, address=self.address, iova=self._iova, size=size
                 )
-            except Exception:
+            except UdrvError:  # the mapper's word that nothing is mapped
                 iovas.free(self._iova)
                 raise
-            # After a Ctrl-C nobody knows whether it is mapped. The address is not given out again:
-            # if it is, every later map would be refused there, first fit as the search is.
+            # After a Ctrl-C, or a signal handler that raised, nobody knows whether it is mapped.
+            # The address is not given out again: if it is mapped, every later map would be
+            # refused there, first fit as the search is.
             undo.pop_all()
         self._mapped = True
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from udrv.errors import UdrvError
 from udrv.nvme.batch import Batch
 from udrv.nvme.queue import Queue
 
@@ -107,7 +108,7 @@ class Leases:
                 return
             try:
                 self._check()
-            except Exception:  # noqa: BLE001 - closed or failed: nobody lends it again
+            except UdrvError:  # closed or failed: nobody lends it again
                 del self._lent[token]
                 return
             if not any(
