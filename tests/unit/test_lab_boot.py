@@ -14,7 +14,7 @@ import pytest
 from udrv.lab.main import KERNEL_FAULT, LAB_FAILED, TIMED_OUT
 from udrv.lab.run import LabConfig, run
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.full(minutes=2), pytest.mark.timeout(600)]
 
 
 def test_status_output_and_directory_pass_through_and_faults_are_found(tmp_path: Path) -> None:
