@@ -66,7 +66,7 @@ lab-kernel: $(VENV)/.installed-dev ## the laboratory's kernel, in its cache
 	$(BIN)/udrv-lab fetch
 
 clean: ## remove what was built; keeps .venv and the laboratory's cache
-	rm -rf build dist *.egg-info udrv/*/_*.so udrv/core/_core.c udrv/soft/_soft.c
+	rm -rf build dist *.egg-info udrv/*/_*.so udrv/core/_core.c udrv/rings/_uring.c udrv/soft/_soft.c
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache $(VENV)/.built
 	find udrv tests tools benches -name __pycache__ -type d -exec rm -rf {} +
 

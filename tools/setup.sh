@@ -144,6 +144,11 @@ find_python() {
 		"(Debian 12, Ubuntu 24.04 and newer have one)"
 }
 
+need_liburing() {
+	# udrv.rings is linked against it; whatever its version, setup.py decides if that will do
+	need liburing-dev sh -c 'echo "#include <liburing.h>" | gcc -E -'
+}
+
 complete_python() {
 	version=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
 	missing=
@@ -151,6 +156,7 @@ complete_python() {
 	need "$version-dev" has_headers "$python"
 	need gcc command -v gcc
 	need libc6-dev sh -c 'echo "#include <stdio.h>" | gcc -E - >/dev/null'
+	need_liburing
 	# shellcheck disable=SC2086
 	install_packages $missing
 	has_venv "$python" || die "$python still cannot make virtual environments (no ensurepip)"
@@ -164,6 +170,11 @@ venv() {
 		say "making $VENV with $("$python" --version) ($(command -v "$python"))"
 		# --clear: what is there, if anything, does not work
 		"$python" -m venv --clear "$VENV"
+	else
+		missing=
+		need_liburing
+		# shellcheck disable=SC2086
+		install_packages $missing
 	fi
 	pip="$VENV/bin/python -m pip --disable-pip-version-check --no-input"
 	say "installing udrv${1:+[$1]} and its dependencies into $VENV"

@@ -123,6 +123,13 @@ class VfioUserProtocolError(UdrvError, ConnectionError):
     """The peer is not a vfio-user server, or broke the protocol."""
 
 
+# --- io_uring ----------------------------------------------------------------------------------
+
+
+class UringNotBuiltError(UdrvError, ImportError):
+    """udrv was built without liburing: `udrv.rings` has nothing to work with."""
+
+
 # --- memory ------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 import make_stubs  # noqa: E402
 
-MODULES = ["udrv.core._core", "udrv.soft._soft"]
+MODULES = ["udrv.core._core", "udrv.rings._uring", "udrv.soft._soft"]
 C_FILES = sorted(ROOT.glob("udrv/*/src/*.c"))
 HEADERS = sorted([*ROOT.glob("udrv/*/src/*.h"), *ROOT.glob("udrv/*/include/**/*.h")])
 INCLUDES = [f"-I{path}" for path in sorted(ROOT.glob("udrv/*/include"))]

@@ -48,22 +48,23 @@ def test_the_wheel_of_the_source_archive_works_elsewhere(tmp_path: Path) -> None
     assert "-cp311-abi3-" in wheel.name
     with zipfile.ZipFile(wheel) as packed:
         names = set(packed.namelist())
-    for package in ("core", "soft"):
-        assert f"udrv/{package}/_{package}.abi3.so" in names
-        assert f"udrv/{package}/_{package}.pyi" in names
-        assert f"udrv/{package}/_{package}.c" not in names
+    for package, module in (("core", "_core"), ("rings", "_uring"), ("soft", "_soft")):
+        assert f"udrv/{package}/{module}.abi3.so" in names
+        assert f"udrv/{package}/{module}.pyi" in names
+        assert f"udrv/{package}/{module}.c" not in names
     assert {"udrv/py.typed", "udrv/core/decl/qp.h", "udrv/core/include/udrv/qp.h"} <= names
     guest = {str(p.relative_to(ROOT)) for p in (ROOT / "udrv/lab/guest").iterdir() if p.is_file()}
     assert guest
     assert guest <= names
-    modules = {str(p.relative_to(ROOT)) for p in (ROOT / "udrv").rglob("*.py")}
-    assert modules <= names
+    python_files = {str(p.relative_to(ROOT)) for p in (ROOT / "udrv").rglob("*.py")}
+    assert python_files <= names
     assert not [n for n in names if not n.startswith(("udrv/", "udrv-"))]
 
     run(sys.executable, "-m", "venv", tmp_path / "fresh", cwd=tmp_path)
     python = tmp_path / "fresh/bin/python"
     run(python, *PIP, "install", wheel, cwd=tmp_path)
-    code = "import udrv, udrv.core, udrv.soft._soft; print(udrv.__file__, udrv.Controller)"
+    modules = "udrv, udrv.core, udrv.rings.native, udrv.soft._soft"
+    code = f"import {modules}; print(udrv.__file__, udrv.Controller)"
     assert str(tmp_path / "fresh") in run(python, "-I", "-c", code, cwd=tmp_path)
     for script in ("udrv", "udrv-bench", "udrv-lab"):
         assert "Usage" in run(tmp_path / "fresh/bin" / script, "--help", cwd=tmp_path)
