@@ -70,7 +70,7 @@ def test_interrupted_after_the_doorbell_the_buffer_is_not_reused(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The device still writes to it: nobody else may get that memory before it did."""
-    ctrl, pair = rig.ctrl, rig.ctrl._admin_pair
+    ctrl, pair = rig.ctrl, rig.ctrl.backend.admin_pair
     assert pair is not None
     submit = pair.submit_raw
 
@@ -96,7 +96,7 @@ def test_an_interrupted_commands_completion_is_not_the_next_ones(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Interrupted where it could not even be given up."""
-    ctrl, pair = rig.ctrl, rig.ctrl._admin_pair
+    ctrl, pair = rig.ctrl, rig.ctrl.backend.admin_pair
     assert pair is not None
     monkeypatch.setattr(pair, "quarantine", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     monkeypatch.setattr(pair, "wait", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -125,7 +125,7 @@ def test_a_queue_that_the_device_does_not_know_keeps_nobody_from_a_shutdown(rig:
     """As after a Ctrl-C in the middle of Delete: no shutdown could cost what is in a cache."""
     queue = rig.ctrl.create_queue(entries=8)
     rig.ctrl.admin(command.delete_io_sq(queue.qid))
-    life = rig.ctrl._life
+    life = rig.ctrl.backend._life
     assert life is not None
     rig.ctrl.close()
     assert life.state is State.SHUTDOWN
@@ -141,9 +141,9 @@ def test_eventfds_are_closed_after_the_last_thread_has_left(
     close, seen = Vectors.close, []
 
     def spy(vectors: Vectors) -> None:
-        assert ctrl._admin_pair is not None
+        assert ctrl.backend.admin_pair is not None
         with pytest.raises(errors.ClosedError):
-            ctrl._admin_pair.submit_raw(bytes(64))
+            ctrl.backend.admin_pair.submit_raw(bytes(64))
         seen.append(len(vectors))
         close(vectors)
 
@@ -153,7 +153,7 @@ def test_eventfds_are_closed_after_the_last_thread_has_left(
 
 
 def test_eventfds_of_a_dead_server_are_closed(rig: Rig) -> None:
-    before = eventfds() - len(rig.ctrl._vectors or ())
+    before = eventfds() - len(rig.ctrl.backend._vectors or ())
     os.kill(rig.process.pid, signal.SIGKILL)
     with pytest.raises(errors.DeviceGoneError):
         rig.ctrl.smart_log()
@@ -186,7 +186,7 @@ def test_a_thread_that_does_not_leave_keeps_its_memory(
             return int(quarantine(handle, slot))
 
     monkeypatch.setattr("udrv.nvme.pair.lib", Lib())
-    doorbells = ctrl._registers
+    doorbells = ctrl.backend._registers
     assert doorbells is not None
     with pytest.raises(errors.QueueBusyError):
         ctrl.close()

@@ -99,7 +99,9 @@ class FakeDevice:
         self._end = threading.Event()
 
     def job(self, spec: Spec) -> Job:
-        return Job(spec, qp=self.qp, base=self.base, buffer_address=self.buffer)
+        queue = ffi.new("struct udrv_queue *")
+        lib.udrv_qp_as_queue(self.qp, queue)
+        return Job(spec, queue=queue, base=self.base, buffer_address=self.buffer)
 
     @contextmanager
     def running(self) -> Iterator[FakeDevice]:

@@ -118,6 +118,7 @@ static void one_job(uint64_t *seed)
 	struct udrv_batch *base = area(sizeof(*base), 64);
 	struct udrv_qp_config c = { .qid = QID, .entries = ENTRIES, .eventfd = -1 };
 	struct udrv_bench_result *r = area(sizeof(*r), 64);
+	struct udrv_qp *qp;
 	uint64_t ios;
 	pthread_t thread;
 
@@ -134,8 +135,9 @@ static void one_job(uint64_t *seed)
 	c.prp_iova = (uintptr_t)c.prp;
 	c.sq_doorbell = (void *)(uintptr_t)&d->sq_doorbell;
 	c.cq_doorbell = (void *)(uintptr_t)&d->cq_doorbell;
-	j->qp = udrv_qp_new();
-	CHECK_EQ(udrv_qp_init(j->qp, &c), 0);
+	qp = udrv_qp_new();
+	CHECK_EQ(udrv_qp_init(qp, &c), 0);
+	udrv_qp_as_queue(qp, &j->queue);
 
 	j->iodepth = 1 + next_random(seed) % (ENTRIES - 1);
 	j->unit_blocks = 1 + next_random(seed) % 24;
@@ -186,7 +188,7 @@ static void one_job(uint64_t *seed)
 	free((void *)(uintptr_t)d->cq);
 	free(c.shared);
 	free(c.prp);
-	udrv_qp_free(j->qp);
+	udrv_qp_free(qp);
 	free(j->buffer);
 	free(j->scratch);
 	free(j->live);

@@ -93,14 +93,14 @@ class Job:
     Parameters
     ----------
     spec: what to do.
-    qp: `struct udrv_qp *`, leased by the caller until `run` and `read_back` have returned.
+    queue: `struct udrv_queue *`, leased by the caller until `run` and `read_back` have returned.
     base: `struct udrv_batch *` that carries namespace, buffer and slot.
     buffer_address: this process's address of the buffer.
 
     `result` is `struct udrv_bench_result *`, `verified` the one of the read-back or None.
     """
 
-    def __init__(self, spec: Spec, *, qp: Any, base: Any, buffer_address: int) -> None:
+    def __init__(self, spec: Spec, *, queue: Any, base: Any, buffer_address: int) -> None:
         size = lib.udrv_bench_scratch_size(spec.iodepth)
         if not size:
             raise InvalidRequestError(
@@ -112,11 +112,11 @@ class Job:
         self._live, live_memory = aligned_new("struct udrv_bench_live")
         self._job, job_memory = aligned_new("struct udrv_bench_job")
         scratch, scratch_memory = aligned_new("char", size)
-        self._keep = [result_memory, live_memory, job_memory, scratch_memory, qp, base]
+        self._keep = [result_memory, live_memory, job_memory, scratch_memory, queue, base]
         lib.udrv_bench_result_reset(self.result)
 
         job = self._job
-        job.qp = qp
+        job.queue = queue[0]
         job.base = base
         job.buffer = ffi.cast("void *", buffer_address)
         job.scratch = scratch

@@ -156,7 +156,7 @@ class _Run:
             random = np.random.default_rng(spec.seed)
             buffer[:] = np.frombuffer(random.bytes(buffer.nbytes), np.uint8)
         batch = queue.batch(1, namespace=self.namespace, buffer=buffer)
-        job = Job(spec, qp=queue.pair.c, base=batch.c, buffer_address=buffer.address)
+        job = Job(spec, queue=queue.pair.loop_c, base=batch.c, buffer_address=buffer.address)
         return _Worker(job, queue, batch)
 
     def _run(self) -> BenchResult:

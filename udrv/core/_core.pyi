@@ -59,6 +59,14 @@ class FFI:
         self, cdecl: Literal["struct udrv_qp_shared *"], init: Any = ..., /,
     ) -> struct_udrv_qp_shared: ...
     @overload
+    def new(
+        self, cdecl: Literal["struct udrv_queue *"], init: Any = ..., /,
+    ) -> struct_udrv_queue: ...
+    @overload
+    def new(
+        self, cdecl: Literal["struct udrv_queue_ops *"], init: Any = ..., /,
+    ) -> struct_udrv_queue_ops: ...
+    @overload
     def new(self, cdecl: Any, init: Any = ..., /) -> Any: ...
     @overload
     def cast(self, cdecl: Literal["struct nvme_sqe *"], value: Any, /) -> struct_nvme_sqe: ...
@@ -98,6 +106,12 @@ class FFI:
     def cast(
         self, cdecl: Literal["struct udrv_qp_shared *"], value: Any, /,
     ) -> struct_udrv_qp_shared: ...
+    @overload
+    def cast(self, cdecl: Literal["struct udrv_queue *"], value: Any, /) -> struct_udrv_queue: ...
+    @overload
+    def cast(
+        self, cdecl: Literal["struct udrv_queue_ops *"], value: Any, /,
+    ) -> struct_udrv_queue_ops: ...
     @overload
     def cast(self, cdecl: Any, value: Any, /) -> Any: ...
     def addressof(self, cdata: Any, /, *field_or_index: str | int) -> Any: ...
@@ -142,7 +156,7 @@ class struct_udrv_batch:
     control: Any
 
 class struct_udrv_bench_job:
-    qp: struct_udrv_qp
+    queue: struct_udrv_queue
     base: struct_udrv_batch
     buffer: Any
     scratch: Any
@@ -193,6 +207,7 @@ class struct_udrv_bench_result:
     backlog: int
     sq_doorbells: int
     cq_doorbells: int
+    system_calls: int
     polls: int
     empty_polls: int
     cpu_ns: int
@@ -266,6 +281,12 @@ class struct_udrv_qp_shared:
     completed: int
     cq_doorbells: int
     anomalies: struct_udrv_qp_anomalies
+
+class struct_udrv_queue:
+    ops: struct_udrv_queue_ops
+    handle: Any
+
+class struct_udrv_queue_ops: ...
 
 class Lib:
     IOMMU_DESTROY: Final[int]
@@ -371,6 +392,7 @@ class Lib:
     def udrv_pattern_fill(
         self, block: Any, bytes: int, lba: int, seed: int, generation: int, /,
     ) -> None: ...
+    def udrv_qp_as_queue(self, qp: struct_udrv_qp, queue: struct_udrv_queue, /) -> None: ...
     def udrv_qp_close(self, qp: struct_udrv_qp, /) -> None: ...
     def udrv_qp_free(self, qp: struct_udrv_qp, /) -> None: ...
     def udrv_qp_inflight(self, qp: struct_udrv_qp, /) -> int: ...

@@ -136,11 +136,7 @@ class Batch:
             buffer = as_buffer(
                 buffer, writable=True, device=self.queue.device, memory=self.queue.memory
             )
-            c.iova = buffer.iova
-            c.pool_id = buffer.pool.id
-            c.pool_offset = buffer.pool_offset
-        else:
-            c.iova = c.pool_id = c.pool_offset = 0
+        self.queue.pair.aim(c, namespace, buffer)
         c.nsid = namespace.nsid
         c.lba_shift = namespace.lba_size.bit_length() - 1
         c.nsze = namespace.nsze

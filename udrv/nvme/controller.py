@@ -17,35 +17,26 @@ from udrv.errors import (
     UdrvError,
 )
 from udrv.fork import ForkGuard
-from udrv.memory import Buffer, DmaMemory, Ledger, NullLedger
-from udrv.nvme.admin import RESHAPING, AdminQueue, AdminResult, active_nsids
-from udrv.nvme.interrupts import Vectors
+from udrv.memory import Buffer, Ledger
+from udrv.nvme.admin import RESHAPING, AdminResult, active_nsids
+from udrv.nvme.backend import Backend
+from udrv.nvme.direct import DirectBackend
 from udrv.nvme.leases import Lease, Leases
-from udrv.nvme.lifecycle import Lifecycle, State
+from udrv.nvme.lifecycle import State
 from udrv.nvme.namespace import Namespace
-from udrv.nvme.pair import PRP_MAX_TRANSFER, QueuePair, StateMapper
 from udrv.nvme.queue import Queue
-from udrv.nvme.registers import Registers
 from udrv.nvme.spec import command
-from udrv.nvme.spec.identify import (
-    IDENTIFY_SIZE,
-    IdentifyController,
-    decode_id_ctrl,
-    decode_id_ns,
-)
+from udrv.nvme.spec.identify import IDENTIFY_SIZE, IdentifyController, decode_id_ns
 from udrv.nvme.spec.logs import ErrorLogEntry, SmartLog, decode_error_log, decode_smart_log
-from udrv.nvme.spec.opcodes import Cns, FeatureId, LogId
+from udrv.nvme.spec.opcodes import Cns, LogId
 from udrv.units import integer
 from udrv.vfio.device import Device
 
-ADMIN_ENTRIES = 32
 DEFAULT_ENTRIES = 256
 DEFAULT_QUEUES = 16
 
 #: Slots of the queues that blocking calls share.
 _LEASED_ENTRIES = 64
-#: Seconds for Delete I/O Queue: a device that hangs is reset instead.
-_DELETE_TIMEOUT = 5.0
 _SMART_SIZE = 512
 _ERROR_ENTRY_SIZE = 64
 
@@ -54,16 +45,17 @@ class Controller:
     """An NVMe controller that this process drives (`udrv.open` makes them).
 
     A context manager. `close` deletes the queues, shuts the controller down, unmaps memory and
-    closes the device, in this order, also after an exception and also when the device is gone.
+    closes the device, in this order, also after an exception and also when the device is gone. A
+    controller that the kernel drives is left as it is: only what this process opened is closed.
 
     Parameters
     ----------
-    device: open; the controller owns it from now on and closes it.
+    device: open, or a `Backend` over one; the controller owns it from now on and closes it.
     queues: I/O queues to ask the controller for, 1 to 65535; it may grant fewer (`max_queues`).
     entries: slots of a queue's rings where `create_queue` names none; CAP.MQES may say fewer.
     interrupts: arm MSI-X vectors, so that queues with `interrupt=True` can be made.
-    check_memlock: look at RLIMIT_MEMLOCK before mapping (the kernel's VFIO).
-    ledger: is told of DMA memory; None for none.
+    check_memlock: look at RLIMIT_MEMLOCK before mapping (the kernel's VFIO); not for a `Backend`.
+    ledger: is told of DMA memory; None for none; not for a `Backend`.
     resources: closed after the device: a scoped binding, a child process.
 
     Attributes
@@ -72,11 +64,12 @@ class Controller:
     identify: the decoded Identify Controller structure.
     max_transfer: bytes that one command moves (MDTS, and what one PRP list page describes).
     max_queues: I/O queues granted.
+    default_entries: slots of a queue where `create_queue` names none.
     """
 
     def __init__(
         self,
-        device: Device,
+        device: Device | Backend,
         *,
         queues: int = DEFAULT_QUEUES,
         entries: int = DEFAULT_ENTRIES,
@@ -85,10 +78,18 @@ class Controller:
         ledger: Ledger | None = None,
         resources: ExitStack | None = None,
     ) -> None:
-        self.target = device.name
-        self.transport = device.transport
-        self._device = device
         self._resources = ExitStack() if resources is None else resources
+        with ExitStack() as undo:
+            undo.callback(self._resources.close)
+            if isinstance(device, Backend):
+                backend = device
+            else:
+                backend = DirectBackend(device, check_memlock=check_memlock, ledger=ledger)
+            undo.pop_all()
+        self._backend = backend
+        self.target = backend.target
+        self.transport = backend.transport
+        self.memory = backend.memory
         self._guard = ForkGuard()
         self._lock = threading.RLock()
         self._queues: dict[int, Queue] = {}
@@ -96,27 +97,12 @@ class Controller:
             lock=self._lock,
             make=lambda: self.create_queue(entries=min(_LEASED_ENTRIES, self.default_entries)),
             free=lambda: self.max_queues - len(self._queues),
-            check=lambda: self._ready().require(State.READY),
+            check=lambda: self._ready().require_ready(),
         )
         self._namespaces: dict[int, Namespace] = {}
-        self._registers: Registers | None = None
-        self._vectors: Vectors | None = None
-        self._life: Lifecycle | None = None
-        self._admin: AdminQueue | None = None
-        self._admin_pair: QueuePair | None = None
         self._closed = False  # no new use
         self._released = False  # nothing left to close
         self.max_queues = 0
-        ledger = NullLedger() if ledger is None else ledger
-        with ExitStack() as undo:
-            undo.callback(self._resources.close)
-            undo.callback(device.close)
-            self._state = DmaMemory(StateMapper(), device=device.name, huge_pages=False)
-            self.memory = DmaMemory(
-                device.mapper, ledger=ledger, device=device.name, check_memlock=check_memlock,
-                numa_node=device.numa_node,
-            )  # fmt: skip
-            undo.pop_all()
         try:
             queues, entries = integer(queues, "queues ="), integer(entries, "entries =")
             if not 1 <= queues <= 65535 or not 2 <= entries <= 65535:
@@ -125,51 +111,14 @@ class Controller:
                     device=self.target,
                     mend="1 to 65535 queues of 2 to 65535 entries",
                 )
-            self._start(queues, entries, interrupts)
+            backend.start(queues, interrupts)
+            self.identify: IdentifyController = backend.identify
+            self.max_transfer = backend.max_transfer
+            self.max_queues = backend.max_queues
+            self.default_entries = min(entries, backend.max_queue_entries)
         except BaseException:
             self.close()
             raise
-
-    # --- up ---------------------------------------------------------------------------------
-
-    def _start(self, queues: int, entries: int, interrupts: bool) -> None:
-        registers = self._registers = Registers(self._device)
-        life = self._life = Lifecycle(registers, self.target)
-        life.disable()
-        # only now: a controller that an earlier owner left running must not reach memory
-        self._device.set_bus_master(True)
-        registers.map_doorbells(queues, stride=4 << life.cap.dstrd)
-        self._vectors = Vectors(self._device, queues if interrupts else 0)
-        pair = self._admin_pair = QueuePair(
-            device=self.target,
-            memory=self.memory,
-            state=self._state,
-            qid=0,
-            entries=ADMIN_ENTRIES,
-            max_transfer=PRP_MAX_TRANSFER,
-            doorbells=registers.doorbells(0),
-            eventfd=self._vectors.eventfd(0) if len(self._vectors) else -1,
-        )
-        life.enable(entries=ADMIN_ENTRIES, sq_iova=pair.sq_iova, cq_iova=pair.cq_iova)
-        self._admin = AdminQueue(pair, self.memory, life)
-
-        life.enter(State.IDENTIFY)
-        data = self.admin(command.identify(Cns.CONTROLLER), read=IDENTIFY_SIZE).data
-        self.identify: IdentifyController = decode_id_ctrl(data)
-        mdts = self.identify.mdts
-        limit = life.cap.min_page_size << mdts if 0 < mdts < 32 else PRP_MAX_TRANSFER
-        self.max_transfer = min(limit, PRP_MAX_TRANSFER)
-
-        life.enter(State.QUEUES)
-        result = self.admin(
-            command.set_features(
-                FeatureId.NUMBER_OF_QUEUES, command.number_of_queues(queues, queues)
-            )
-        ).result
-        granted = command.NumberOfQueues.unpack(result & 0xFFFF_FFFF)
-        self.max_queues = min(queues, granted.nsq + 1, granted.ncq + 1, registers.last_qid)
-        self.default_entries = min(entries, life.cap.max_queue_entries)
-        life.enter(State.READY)
 
     # --- what it is -------------------------------------------------------------------------
 
@@ -177,11 +126,14 @@ class Controller:
         return f"<Controller {self.target} ({self.transport}) {self.state.value}>"
 
     @property
+    def backend(self) -> Backend:
+        """The transport's side of it; no part of the interface for programs."""
+        return self._backend
+
+    @property
     def state(self) -> State:
         """The state of the controller's life; `State.CLOSED` after `close`."""
-        if self._closed or self._life is None:
-            return State.CLOSED if self._closed else State.NEW
-        return self._life.state
+        return State.CLOSED if self._closed else self._backend.state
 
     @property
     def serial(self) -> str:
@@ -201,23 +153,23 @@ class Controller:
     @property
     def version(self) -> str:
         """The specification's version that the controller reports (VS)."""
-        return str(self._ready().version)
+        return self._ready().version
 
     @property
     def max_queue_entries(self) -> int:
         """Slots that a queue may have (CAP.MQES + 1)."""
-        return self._ready().cap.max_queue_entries
+        return self._ready().max_queue_entries
 
     @property
     def interrupt_vectors(self) -> int:
         """MSI-X vectors armed, the admin queue's included; 0 if everything is polled."""
-        return len(self._vectors) if self._vectors is not None else 0
+        return self._backend.interrupt_vectors
 
-    def _ready(self) -> Lifecycle:
+    def _ready(self) -> Backend:
         self._guard.check("controller", self.target)
-        if self._closed or self._life is None:
+        if self._closed or self._backend.state is State.NEW:
             raise ClosedError("the controller is closed", device=self.target, mend="open it again")
-        return self._life
+        return self._backend
 
     def check_alive(self) -> None:
         """Raise `DeviceGoneError`, `ControllerFatalError` or `ClosedError` if that is the case."""
@@ -231,11 +183,9 @@ class Controller:
         CID and PRPs are filled in; `read` bytes are received or `write` is sent. See
         `AdminQueue.command` for `timeout` and for what it raises.
         """
-        self._ready()
-        if self._admin is None:
-            raise ClosedError("the admin queue is not up", device=self.target)
+        backend = self._ready()
         try:
-            return self._admin.command(sqe, read=read, write=write, **kw)
+            return backend.admin(sqe, read=read, write=write, **kw)
         finally:
             if sqe[:1] and sqe[0] in RESHAPING:  # also after a time-out: it may go on
                 self._forget_namespaces()
@@ -307,10 +257,10 @@ class Controller:
         Raises `InvalidRequestError` when all queue ids are in use or `entries` is out of range,
         `UnsupportedOnTransport` when there is no interrupt vector left for it.
         """
-        life = self._ready()
-        life.require(State.READY)
+        backend = self._ready()
+        backend.require_ready()
         entries = integer(self.default_entries if entries is None else entries, "entries =")
-        most = min(life.cap.max_queue_entries, 65535)
+        most = min(backend.max_queue_entries, 65535)
         if not 2 <= entries <= most:
             raise InvalidRequestError(
                 f"a queue of {entries} entries", device=self.target, mend=f"2 to {most}"
@@ -326,32 +276,16 @@ class Controller:
             return self._create(qid, entries, interrupt)
 
     def _create(self, qid: int, entries: int, interrupt: bool) -> Queue:
-        assert self._registers is not None and self._vectors is not None  # noqa: S101 - READY
-        pair = QueuePair(
-            device=self.target,
-            memory=self.memory,
-            state=self._state,
-            qid=qid,
-            entries=entries,
-            max_transfer=self.max_transfer,
-            doorbells=self._registers.doorbells(qid),
-            eventfd=self._vectors.eventfd(qid) if interrupt else -1,
-        )
+        pair = self._backend.make_pair(qid, entries, interrupt)
         queue = Queue(self, pair)
         # registered before the device knows of it: what fails here without an answer (a time-out)
         # leaves the memory to close(), which frees it when the controller was disabled
         self._queues[qid] = queue
-        vector = qid if interrupt else None
         try:
-            self.admin(command.create_io_cq(qid, entries, iova=pair.cq_iova, vector=vector))
+            self._backend.attach(pair)
         except NvmeStatusError:
-            self._forget(queue)
-            raise
-        try:
-            self.admin(command.create_io_sq(qid, entries, cqid=qid, iova=pair.sq_iova))
-        except NvmeStatusError:
-            self.admin(command.delete_io_cq(qid))
-            self._forget(queue)
+            if not pair.on_device:
+                self._forget(queue)
             raise
         return queue
 
@@ -369,16 +303,14 @@ class Controller:
             if self._queues.get(queue.qid) is not queue:
                 return
             queue.abandon()
-            if self._closed or self._life is None or self._life.state is not State.READY:
+            if self._closed or not self._backend.detaches:
                 return  # close() frees it, once it has proof that the device is done
-            # a Delete that succeeded is the proof; one that did not leaves the memory to close()
-            self.admin(command.delete_io_sq(queue.qid), timeout=_DELETE_TIMEOUT)
-            self.admin(command.delete_io_cq(queue.qid), timeout=_DELETE_TIMEOUT)
+            self._backend.detach(queue.pair)  # one that fails leaves the memory to close()
             self._forget(queue)
 
     def lease_queue(self) -> AbstractContextManager[Lease]:
         """A queue and a batch for a blocking call; waits while all are lent."""
-        self._ready().require(State.READY)
+        self._ready().require_ready()
         return self._leases.lend()
 
     # --- down -------------------------------------------------------------------------------
@@ -408,19 +340,18 @@ class Controller:
 
             self._leases.clear()
             # a failure that was reported when it was met is not reported again
-            known = self._life is not None and self._life.state in (State.FAILED, State.GONE)
+            known = self._backend.state in (State.FAILED, State.GONE)
             if not self._closed:
-                mended = attempt(self._stop_controller) or attempt(self._device.reset)
+                mended = attempt(self._stop_controller) or attempt(self._backend.reset)
                 if mended and known:
                     errors.clear()
             self._closed = True
-            attempt(lambda: self._device.set_bus_master(False))
+            attempt(self._backend.isolate)
             # nobody may be inside of a queue when its rings are unmapped or its eventfd is closed
             drained = True
             for queue in self._queues.values():
                 drained = attempt(queue.abandon) and drained
-            if self._admin_pair is not None:
-                drained = attempt(self._admin_pair.close) and drained
+            drained = attempt(self._backend.drain) and drained
             if drained:
                 self._release(attempt)
                 self._released = True
@@ -428,39 +359,26 @@ class Controller:
             raise errors[0]
 
     def _release(self, attempt: Callable[[Any], bool]) -> None:
-        if self._vectors is not None:
-            attempt(self._vectors.close)
-        # unmapped first: the proof that the release of trackers and buffers needs
-        attempt(self.memory.close)
+        for step in self._backend.cut_steps():
+            attempt(step)
         for queue in self._queues.values():
             attempt(queue.release)
-        if self._admin_pair is not None:
-            attempt(self._admin_pair.free)
-        if self._admin is not None:
-            attempt(self._admin.release)
-        if self._registers is not None:
-            attempt(self._registers.close)
-        attempt(self._state.close)
+        for step in self._backend.close_steps():
+            attempt(step)
         self._queues.clear()
-        attempt(self._device.close)
         attempt(self._resources.close)
 
     def _stop_controller(self) -> None:
-        life = self._life
-        if life is None:
-            return
-        if life.state is State.READY:
-            try:
+        try:
+            if self._backend.detaches:
                 for queue in list(self._queues.values()):
                     self.delete_queue(queue)
-            except UdrvError:
-                # a queue that the device does not know (a create or delete that was interrupted),
-                # or does not delete: no reason to let it lose what is in its write cache
-                if life.state is not State.READY:
-                    raise
-            life.shutdown(self.identify.rtd3e)
-        elif life.state not in (State.NEW, State.GONE):
-            life.stop()
+        except UdrvError:
+            # a queue that the device does not know (a create or delete that was interrupted),
+            # or does not delete: no reason to let it lose what is in its write cache
+            if not self._backend.detaches:
+                raise
+        self._backend.shutdown()
 
     def __enter__(self) -> Self:
         return self

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import time
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -26,7 +26,10 @@ from udrv.errors import (
     UdrvError,
     VfioError,
 )
-from udrv.memory import DmaMemory, Region
+from udrv.memory import Buffer, DmaMemory, Region
+
+if TYPE_CHECKING:
+    from udrv.nvme.namespace import Namespace
 
 SQE_SIZE = 64
 CQE_SIZE = 16
@@ -145,6 +148,8 @@ class QueuePair:
         self.depth = entries - 1
         self.max_transfer = min(max_transfer, PRP_MAX_TRANSFER)
         self.eventfd = eventfd
+        self.submit_c = lib.udrv_qp_submit
+        self.on_device = False
         self.where = f"queue {qid}" if qid else "admin queue"
         self._regions: list[Region] = []
         self._handle: Any = None
@@ -193,6 +198,13 @@ class QueuePair:
         return self._handle
 
     @property
+    def loop_c(self) -> Any:
+        """A `struct udrv_queue *`, for C loops that serve any transport; errors as of `c`."""
+        queue = ffi.new("struct udrv_queue *")
+        lib.udrv_qp_as_queue(self.c, queue)
+        return queue
+
+    @property
     def shared(self) -> Any:
         """The `struct udrv_qp_shared *`: counters and indexes, to be read only."""
         return self.c.shared
@@ -238,6 +250,30 @@ class QueuePair:
                 self.c, completions, minimum, maximum, min(timeout_ns, WAIT_SLICE_NS), spin_ns
             )
         )
+
+    def aim(self, batch: Any, namespace: Namespace, buffer: Buffer | None) -> None:
+        """Write into a `struct udrv_batch *` where its data is, by the device's addresses."""
+        if buffer is not None:
+            batch.iova = buffer.iova
+            batch.pool_id = buffer.pool.id
+            batch.pool_offset = buffer.pool_offset
+        else:
+            batch.iova = batch.pool_id = batch.pool_offset = 0
+
+    def counters(self) -> dict[str, int]:
+        """Totals since creation: submitted, completed, consumed, doorbell writes, anomalies."""
+        s = self.shared
+        return {
+            "submitted": int(s.submitted),
+            "completed": int(s.completed),
+            "consumed": int(s.consumed),
+            "sq_doorbells": int(s.sq_doorbells),
+            "cq_doorbells": int(s.cq_doorbells),
+            "bad_cid": int(s.anomalies.bad_cid),
+            "duplicate": int(s.anomalies.duplicate),
+            "bad_sqid": int(s.anomalies.bad_sqid),
+            "late": int(s.anomalies.late),
+        }
 
     def quarantine(self, slot: int | None = None) -> int:
         """Give up what is in flight (of one slot, or of all). Returns how many commands."""

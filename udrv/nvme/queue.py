@@ -24,8 +24,9 @@ from udrv.errors import (
 )
 from udrv.fork import ForkGuard
 from udrv.memory import Buffer, DmaMemory
+from udrv.nvme.backend import Pair
 from udrv.nvme.batch import Batch, Completions, Reaped
-from udrv.nvme.pair import MAX_SLOTS, SPIN_ONLY, QueuePair, raise_qp_error
+from udrv.nvme.pair import MAX_SLOTS, SPIN_ONLY, raise_qp_error
 from udrv.units import integer, seconds
 
 if TYPE_CHECKING:
@@ -61,9 +62,10 @@ class Queue:
     interrupt: whether completions raise an interrupt (else they are polled for).
     """
 
-    def __init__(self, owner: QueueOwner, pair: QueuePair) -> None:
+    def __init__(self, owner: QueueOwner, pair: Pair) -> None:
         self._owner = owner
         self._pair = pair
+        self._submit_c = pair.submit_c
         self._guard = ForkGuard()
         self._lock = threading.Lock()
         self._held: dict[int, Buffer | None] = {}
@@ -185,7 +187,7 @@ class Queue:
                 device=self.device,
             )
         self._check_not_leased()
-        ret: int = lib.udrv_qp_submit(self._pair.c, batch.c, first, count, self._bad)
+        ret: int = self._submit_c(self._pair.c, batch.c, first, count, self._bad)
         if ret < 0:
             self._raise_bad_row(ret, batch)
         return ret
@@ -290,21 +292,7 @@ class Queue:
     def counters(self) -> dict[str, int]:
         """Totals since creation: submitted, completed, consumed, doorbell writes, anomalies."""
         with self._lock:  # release() frees what is read here
-            return self._counters(self._pair.shared)
-
-    @staticmethod
-    def _counters(s: Any) -> dict[str, int]:
-        return {
-            "submitted": int(s.submitted),
-            "completed": int(s.completed),
-            "consumed": int(s.consumed),
-            "sq_doorbells": int(s.sq_doorbells),
-            "cq_doorbells": int(s.cq_doorbells),
-            "bad_cid": int(s.anomalies.bad_cid),
-            "duplicate": int(s.anomalies.duplicate),
-            "bad_sqid": int(s.anomalies.bad_sqid),
-            "late": int(s.anomalies.late),
-        }
+            return self._pair.counters()
 
     def _check_not_leased(self) -> None:
         if self._leased:
@@ -316,18 +304,18 @@ class Queue:
 
     @contextmanager
     def lease_c(self) -> Iterator[Any]:
-        """Lend the `struct udrv_qp *` to a C loop; Python calls are refused meanwhile."""
+        """Lend the `struct udrv_queue *` to a C loop; Python calls are refused meanwhile."""
         self._guard.check(f"queue {self.qid}", self.device)
         with self._lock:
             self._check_not_leased()
             self._leased = True
         try:
-            yield self._pair.c
+            yield self._pair.loop_c
         finally:
             self._leased = False
 
     @property
-    def pair(self) -> QueuePair:
+    def pair(self) -> Pair:
         """Rings and handle; for the controller."""
         return self._pair
 

@@ -50,6 +50,7 @@ struct udrv_bench_result {
 	uint64_t backlog;
 	uint64_t sq_doorbells;
 	uint64_t cq_doorbells;
+	uint64_t system_calls;
 	uint64_t polls;
 	uint64_t empty_polls;
 	uint64_t cpu_ns;
@@ -61,7 +62,7 @@ struct udrv_bench_result {
 };
 
 struct udrv_bench_job {
-	struct udrv_qp *qp;
+	struct udrv_queue queue;
 	const struct udrv_batch *base;
 	void *buffer;
 	void *scratch;

@@ -63,7 +63,7 @@ static int job_is_valid(const struct udrv_bench_job *j)
 	const struct udrv_batch *b = j->base;
 	uint64_t bytes;
 
-	if (!j->qp || !b || !j->live || !j->scratch || ((uintptr_t)j->scratch & 63))
+	if (!j->queue.ops || !j->queue.handle || !b || !j->live || !j->scratch || ((uintptr_t)j->scratch & 63))
 		return 0;
 	if (!j->iodepth || j->iodepth > UDRV_BENCH_MAX_DEPTH || j->read_percent > 100 ||
 	    !j->unit_blocks || j->unit_blocks > 65536 || !j->units || !j->timeout_ns ||
@@ -92,8 +92,7 @@ static int job_is_valid(const struct udrv_bench_job *j)
 struct cost {
 	struct rusage usage;
 	uint64_t cpu_ns;
-	uint64_t sq_doorbells;
-	uint64_t cq_doorbells;
+	struct udrv_queue_cost queue;
 };
 
 static uint64_t timeval_ns(const struct timeval *tv)
@@ -101,15 +100,14 @@ static uint64_t timeval_ns(const struct timeval *tv)
 	return (uint64_t)tv->tv_sec * NS_PER_S + (uint64_t)tv->tv_usec * 1000;
 }
 
-static void read_cost(struct cost *c, const struct udrv_qp *qp)
+static void read_cost(struct cost *c, const struct udrv_queue *q)
 {
 	struct timespec ts;
 
 	getrusage(RUSAGE_THREAD, &c->usage);
 	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
 	c->cpu_ns = (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
-	c->sq_doorbells = qp->shared->sq_doorbells;
-	c->cq_doorbells = qp->shared->cq_doorbells;
+	q->ops->cost(q->handle, &c->queue);
 }
 
 static void record_cost(struct udrv_bench_result *r, const struct cost *a, const struct cost *b)
@@ -119,13 +117,15 @@ static void record_cost(struct udrv_bench_result *r, const struct cost *a, const
 	r->system_ns = timeval_ns(&b->usage.ru_stime) - timeval_ns(&a->usage.ru_stime);
 	r->voluntary_switches = (uint64_t)(b->usage.ru_nvcsw - a->usage.ru_nvcsw);
 	r->involuntary_switches = (uint64_t)(b->usage.ru_nivcsw - a->usage.ru_nivcsw);
-	r->sq_doorbells = b->sq_doorbells - a->sq_doorbells;
-	r->cq_doorbells = b->cq_doorbells - a->cq_doorbells;
+	r->sq_doorbells = b->queue.sq_doorbells - a->queue.sq_doorbells;
+	r->cq_doorbells = b->queue.cq_doorbells - a->queue.cq_doorbells;
+	r->system_calls = b->queue.system_calls - a->queue.system_calls;
 }
 
 int udrv_bench_run(struct udrv_bench_job *j)
 {
 	struct udrv_bench_loop l = { .job = j, .res = j->result, .direction = -1 };
+	const struct udrv_queue *q = &j->queue;
 	struct cost before, after;
 	int held, slack, ret;
 	uint32_t i;
@@ -158,30 +158,30 @@ int udrv_bench_run(struct udrv_bench_job *j)
 	if (l.open)
 		udrv_bench_next_arrival(&l, j->process, j->rate_iops);
 
-	ret = udrv_qp_enter(j->qp);
+	ret = q->ops->enter(q->handle);
 	if (ret)
 		return ret;
 	held = 1;
-	if (j->qp->shared->nr_free < j->iodepth) {
-		udrv_qp_leave(j->qp);
+	if (q->ops->room(q->handle) < j->iodepth) {
+		q->ops->leave(q->handle);
 		return -UDRV_EFULL;
 	}
 	/* the kernel rounds sleeps up by 50 us unless told not to; 0 means "as it was" */
 	slack = prctl(PR_GET_TIMERSLACK);
 	prctl(PR_SET_TIMERSLACK, 1UL);
-	read_cost(&before, j->qp);
+	read_cost(&before, q);
 	l.start_ticks = udrv_ticks();
 
 	ret = udrv_bench_loop(&l, &held);
 
 	l.res->elapsed_ns = udrv_bench_now(&l);
-	read_cost(&after, j->qp);
+	read_cost(&after, q);
 	record_cost(l.res, &before, &after);
 	if (slack > 0)
 		prctl(PR_SET_TIMERSLACK, (unsigned long)slack);
 	l.res->unfinished = l.inflight;
 	udrv_bench_publish(&l);
 	if (held)
-		udrv_qp_leave(j->qp);
+		q->ops->leave(q->handle);
 	return ret;
 }

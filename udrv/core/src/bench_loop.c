@@ -114,7 +114,8 @@ static int issue(struct udrv_bench_loop *l, uint32_t n)
 {
 	uint64_t before = udrv_bench_now(l), after;
 	uint32_t bad, i;
-	int ret = __udrv_qp_submit(l->job->qp, &l->batch, 0, n, &bad);
+	const struct udrv_queue *q = &l->job->queue;
+	int ret = q->ops->submit(q->handle, &l->batch, 0, n, &bad);
 
 	if (unlikely(ret < 0))
 		return ret;
@@ -255,11 +256,12 @@ static uint64_t quiet_ns(const struct udrv_bench_loop *l, uint64_t now, int stop
 static int collect(struct udrv_bench_loop *l, uint64_t quiet)
 {
 	struct udrv_bench_job *j = l->job;
+	const struct udrv_queue *q = &j->queue;
 	int ret;
 
 	if (j->spin_ns != UDRV_SPIN_ONLY && quiet >= MIN_SLEEP_NS) {
 		if (l->inflight)
-			return __udrv_qp_wait(j->qp, &l->out, 1, j->iodepth, quiet, j->spin_ns);
+			return q->ops->wait(q->handle, &l->out, 1, j->iodepth, quiet, j->spin_ns);
 		nanosleep(&(struct timespec){ .tv_nsec = (long)quiet }, NULL);
 		return 0;
 	}
@@ -267,7 +269,7 @@ static int collect(struct udrv_bench_loop *l, uint64_t quiet)
 		udrv_cpu_relax();
 		return 0;
 	}
-	ret = __udrv_qp_reap(j->qp, &l->out, 0, j->iodepth);
+	ret = q->ops->reap(q->handle, &l->out, 0, j->iodepth);
 	l->res->polls++;
 	if (!ret) {
 		l->res->empty_polls++;
@@ -279,10 +281,11 @@ static int collect(struct udrv_bench_loop *l, uint64_t quiet)
 /* Notice udrv_qp_close(): the unlocked functions do not look. Return: 0, or -UDRV_E*. */
 static int recheck(struct udrv_bench_loop *l, int *held)
 {
+	const struct udrv_queue *q = &l->job->queue;
 	int ret;
 
-	udrv_qp_leave(l->job->qp);
-	ret = udrv_qp_enter(l->job->qp);
+	q->ops->leave(q->handle);
+	ret = q->ops->enter(q->handle);
 	*held = !ret;
 	return ret;
 }

@@ -18,7 +18,7 @@
 #define UDRV_BENCH_H
 
 #include <udrv/hist.h>
-#include <udrv/qp.h>
+#include <udrv/queue.h>
 #include <udrv/wait.h>
 
 enum udrv_bench_flag {
@@ -88,6 +88,7 @@ struct udrv_bench_result {
 
 	uint64_t sq_doorbells;
 	uint64_t cq_doorbells;
+	uint64_t system_calls;	/* of submitting and waiting, as the queue counts them */
 	uint64_t polls;		/* passes over the completion queue; 0 where it slept */
 	uint64_t empty_polls;
 
@@ -99,7 +100,7 @@ struct udrv_bench_result {
 };
 
 struct udrv_bench_job {
-	struct udrv_qp *qp;
+	struct udrv_queue queue;	/* of any transport; with free commands for iodepth */
 	/*
 	 * Namespace, buffer and slot of the commands; its columns are not used. The buffer holds
 	 * iodepth pieces of buffer_stride bytes.

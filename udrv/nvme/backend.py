@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a controller needs of a transport: a `Backend`, which makes `Pair`s.
+
+`udrv.nvme.direct` drives a controller's own registers and queues (VFIO, vfio-user);
+`udrv.nvme.kernel` sends commands through the kernel's NVMe driver. `Controller`, `Queue` and
+`Namespace` know nothing else of either.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from udrv.memory import Buffer, DmaMemory
+from udrv.nvme.admin import AdminResult
+from udrv.nvme.lifecycle import State
+from udrv.nvme.spec.identify import IdentifyController
+
+if TYPE_CHECKING:
+    from udrv.nvme.namespace import Namespace
+
+#: One step of taking a backend down; each is tried, whatever the others did.
+Step = Callable[[], object]
+
+
+class Pair(Protocol):
+    """One queue of a transport: its C handle, and how to submit to it and wait on it.
+
+    Attributes
+    ----------
+    device: the target, for messages.     qid: 1 to 65535; 0 is the admin queue.
+    entries: slots as asked for.          depth: commands that fit.
+    eventfd: readable when completions came, -1 for a queue that is polled.
+    submit_c: `submit_c(c, batch.c, first, count, bad)`, the C function itself: called for every
+        submit, and so bound once.
+    on_device: the device (or the kernel) may reach this queue's memory.
+    """
+
+    device: str
+    qid: int
+    entries: int
+    depth: int
+    eventfd: int
+    submit_c: Any
+    on_device: bool
+
+    @property
+    def c(self) -> Any:
+        """The C handle. Raises `ClosedError` after `free`."""
+
+    @property
+    def loop_c(self) -> Any:
+        """A `struct udrv_queue *`, for loops in C that serve any transport."""
+
+    @property
+    def inflight(self) -> int:
+        """Commands that the device may still touch, those in quarantine included."""
+
+    def slot_inflight(self, slot: int) -> int:
+        """The same of one slot."""
+
+    def wait(
+        self, completions: Any, minimum: int, maximum: int, timeout_ns: int, spin_ns: int
+    ) -> int:
+        """Reap at least `minimum`, or what came within a tenth of a second or `timeout_ns`."""
+
+    def quarantine(self, slot: int | None = None) -> int:
+        """Give up what is in flight (of one slot, or of all). Returns how many commands."""
+
+    def counters(self) -> dict[str, int]:
+        """Totals since creation, by name."""
+
+    def aim(self, batch: Any, namespace: Namespace, buffer: Buffer | None) -> None:
+        """Write into a `struct udrv_batch *` where its data and its namespace are."""
+
+    def close(self) -> None:
+        """Refuse further calls and wait until nobody is inside. Memory stays until `free`."""
+
+    def free(self) -> None:
+        """Give memory back. Only with proof that the device is done with it; idempotent."""
+
+
+class Backend(ABC):
+    """A transport, opened for one controller; owns what it opened, and never outlives it.
+
+    Attributes
+    ----------
+    target, transport: as of `Controller`.
+    memory: DMA memory of this controller.
+    identify: Identify Controller; from `start` on, as the limits below.
+    max_transfer: bytes that one command may move.
+    max_queues: I/O queues that there can be at a time.
+    max_queue_entries: slots that a queue may have.
+    """
+
+    target: str
+    transport: str
+    memory: DmaMemory
+    identify: IdentifyController
+    max_transfer: int = 0
+    max_queues: int = 0
+    max_queue_entries: int = 0
+
+    # --- up ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def start(self, queues: int, interrupts: bool) -> None:
+        """Bring the controller to the state ready and learn what it is; called once."""
+
+    @property
+    @abstractmethod
+    def state(self) -> State:
+        """Where the controller is in its life."""
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """The specification's version that the controller reports."""
+
+    @property
+    @abstractmethod
+    def interrupt_vectors(self) -> int:
+        """Interrupt vectors armed, the admin queue's included; 0 if everything is polled."""
+
+    @abstractmethod
+    def require_ready(self) -> None:
+        """Raise `ControllerStateError` unless commands can be sent."""
+
+    @abstractmethod
+    def check_alive(self) -> None:
+        """Raise `DeviceGoneError` or `ControllerFatalError` if that is the case."""
+
+    # --- commands and queues ----------------------------------------------------------------
+
+    @abstractmethod
+    def admin(
+        self, sqe: bytes, *, read: int = 0, write: bytes = b"", **kw: Any
+    ) -> AdminResult:
+        """One admin command; see `AdminQueue.command`."""
+
+    @abstractmethod
+    def make_pair(self, qid: int, entries: int, interrupt: bool) -> Pair:
+        """Memory and handle of a queue that the device does not know of yet."""
+
+    @abstractmethod
+    def attach(self, pair: Pair) -> None:
+        """Make it known to the device; `pair.on_device` says afterwards whether it is."""
+
+    @property
+    @abstractmethod
+    def detaches(self) -> bool:
+        """Whether `detach` makes sense now; if not, `close` has the proof that frees queues."""
+
+    @abstractmethod
+    def detach(self, pair: Pair) -> None:
+        """Return with proof that the device is done with the pair; raise where there is none."""
+
+    # --- down, in this order ----------------------------------------------------------------
+
+    @abstractmethod
+    def shutdown(self) -> None:
+        """Orderly end of the controller, from whatever state it is in."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """The last resort where `shutdown` failed."""
+
+    @abstractmethod
+    def isolate(self) -> None:
+        """Keep the device from memory, as far as the transport can."""
+
+    @abstractmethod
+    def drain(self) -> None:
+        """Return when nobody is inside of the backend's own queues; `QueueBusyError` if not."""
+
+    @abstractmethod
+    def cut_steps(self) -> Sequence[Step]:
+        """What must be done before the queues are freed: end interrupts, unmap memory."""
+
+    @abstractmethod
+    def close_steps(self) -> Sequence[Step]:
+        """What is done after the queues were freed: the rest, the device last."""
