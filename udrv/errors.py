@@ -275,6 +275,13 @@ class DataMismatchError(UdrvError):
         self.lba = lba
 
 
+# --- tools beside us -----------------------------------------------------------------------------
+
+
+class MissingToolError(UdrvError):
+    """A program or a Python package that this needs is not installed."""
+
+
 # --- the laboratory ------------------------------------------------------------------------------
 
 

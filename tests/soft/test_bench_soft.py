@@ -11,12 +11,15 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hdrh.histogram import HdrHistogram
+from hdrh.log import HistogramLogReader
 
 import udrv
 from udrv.bench import BenchConfig, Progress, run
@@ -261,3 +264,48 @@ def test_a_terminal_sees_live_rates_and_ctrl_c_prints_what_there_is() -> None:
     assert "INTERRUPTED" in out
     assert "IOPS" in out
     assert b"IOPS" in seen
+
+
+# --- HdrHistogram ------------------------------------------------------------------------------
+
+
+def test_intervals_hold_every_io_and_samples_have_percentiles(ctrl: Controller) -> None:
+    config = BenchConfig(rw="randrw", runtime=1.3, iodepth=4)
+    result = run(ctrl, config, i_mean="BENCH1:1", intervals=True)
+    for index, direction in enumerate((result.read, result.write)):
+        total = Counter[int]()
+        for interval in result.intervals:
+            assert interval.start_ns < interval.end_ns
+            total.update(interval.counts[index])
+        assert total == {high: count for _, high, count in direction.clat.buckets}
+    ends = [interval.end_ns for interval in result.intervals]
+    assert [interval.start_ns for interval in result.intervals] == [0, *ends[:-1]]
+    for sample in result.samples:
+        for low, high in zip(sample.p50_ns, sample.p99_ns, strict=True):
+            assert low is not None
+            assert high is not None
+            assert result.read.clat.min <= low <= high
+    assert run(ctrl, short()).intervals == (), "kept on request only"
+
+
+def test_an_hdr_log_has_the_runs_percentiles(tmp_path: Path) -> None:
+    log, out = tmp_path / "run.hlog", tmp_path / "result.json"
+    done = bench(
+        "soft:?size=16M", "--iodepth", "8", "--runtime", "700ms", "--hdr", str(log),
+        "--output-format", "json", "-o", str(out),
+    )
+    assert done.returncode == 0, done.stderr
+    read = json.loads(out.read_text())["jobs"][0]["read"]
+    total = HdrHistogram(1, 1 << 42, 2)
+    reader = HistogramLogReader(str(log), total)
+    while reader.add_next_interval_histogram():
+        pass
+    reader.input_file.close()
+    assert total.get_total_count() == read["clat_ns"]["N"] == read["total_ios"]
+    for percent, value in read["clat_ns"]["percentile"].items():
+        # it rounds the rank to the nearest, we round it up: at most one I/O apart
+        ranks = [100 * (float(percent) / 100 * read["total_ios"] + d) / read["total_ios"]
+                 for d in (-1, 1)]
+        low, high = (total.get_value_at_percentile(max(0, min(100, rank))) for rank in ranks)
+        assert low <= value <= high
+    assert json.loads(out.read_text())["udrv"]["samples"][0]["p99_ns"][1] is None

@@ -109,6 +109,8 @@ def _latency(latency: Latency, *, percentiles: bool) -> dict[str, Any]:
     }
     if percentiles and latency.count:
         fields["percentile"] = {f"{p:.6f}": value for p, value in latency.percentiles.items()}
+        # as fio's json+; the highest value of each bucket, which percentiles are, too
+        fields["bins"] = {str(high): count for _, high, count in latency.buckets}
     return fields
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from udrv.bench.buckets import Counts, Interval, quantile, snapshot, sparse
 from udrv.bench.job import Job
 from udrv.bench.result import Sample
 
@@ -36,15 +37,29 @@ OnProgress = Callable[[Progress], None]
 
 
 class Watch:
-    """Samples the jobs of one phase at most every `SAMPLE_SECONDS`."""
+    """Samples the jobs of one phase at most every `SAMPLE_SECONDS`.
 
-    def __init__(self, jobs: Sequence[Job], phase: str, on_progress: OnProgress | None) -> None:
+    Parameters
+    ----------
+    figure: "clat" or "lat": whose percentiles the samples have.
+    keep: collect `intervals`, too: what each histogram gained from look to look.
+    """
+
+    def __init__(
+        self, jobs: Sequence[Job], phase: str, on_progress: OnProgress | None, *,
+        figure: str = "clat", keep: bool = False,
+    ) -> None:
         self.samples: list[Sample] = []
+        self.intervals: list[Interval] = []
         self._jobs = jobs
         self._phase = phase
         self._on_progress = on_progress
+        self._figure = figure
+        self._keep = keep
         self._start = self._last = time.monotonic_ns()
         self._before = (0, 0, 0, 0)
+        # zeros when the jobs have not begun, and what they have done when this is the read-back
+        self._seen = self._counts()
 
     def look(self) -> None:
         """Take a sample if it is time for one."""
@@ -59,8 +74,13 @@ class Watch:
             sum(m[0] for m in moved), sum(m[1] for m in moved),
         )  # fmt: skip
         rates = [(a - b) / span for a, b in zip(after, self._before, strict=True)]
+        gained = self._gained(now)
         self._last, self._before = now, after
-        sample = Sample(now - self._start, (rates[0], rates[1]), (rates[2], rates[3]))
+        sample = Sample(
+            now - self._start, (rates[0], rates[1]), (rates[2], rates[3]),
+            p50_ns=(quantile(gained[0], 0.5), quantile(gained[1], 0.5)),
+            p99_ns=(quantile(gained[0], 0.99), quantile(gained[1], 0.99)),
+        )
         self.samples.append(sample)
         if self._on_progress is not None:
             self._on_progress(
@@ -74,6 +94,28 @@ class Watch:
                     phase=self._phase,
                 )
             )
+
+    def finish(self) -> None:
+        """When the jobs have ended: keep what came since the last look, so that none is missing."""
+        self._gained(time.monotonic_ns())
+
+    def _counts(self) -> list[Counts]:
+        return [
+            snapshot(getattr(job.result.dir[d], self._figure) for job in self._jobs)
+            for d in (0, 1)
+        ]
+
+    def _gained(self, now: int) -> list[Counts]:
+        after = self._counts()
+        gained = [a - b for a, b in zip(after, self._seen, strict=True)]
+        self._seen = after
+        if self._keep:
+            reads, writes = (sparse(counts) for counts in gained)
+            if reads or writes:
+                self.intervals.append(
+                    Interval(self._last - self._start, now - self._start, (reads, writes))
+                )
+        return gained
 
     def _done(self, now: int, ios: int) -> float:
         spec = self._jobs[0].spec

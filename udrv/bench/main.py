@@ -15,17 +15,9 @@ from typing import Annotated
 import typer
 
 from udrv._version import __version__
-from udrv.bench.config import (
-    DEFAULT_RUNTIME,
-    PATTERNS,
-    PROCESSES,
-    WAITS,
-    BenchConfig,
-    parse_seconds,
-)
+from udrv.bench import options
 from udrv.errors import UdrvError
 from udrv.stdio import run as run_app
-from udrv.units import parse_size
 
 app = typer.Typer(
     name="udrv-bench",
@@ -65,72 +57,29 @@ def run_command(
         ),
     ],
     *,
-    rw: Annotated[
-        str, typer.Option("--rw", "--readwrite", help=" | ".join(PATTERNS))
-    ] = "randread",
-    rwmixread: Annotated[
-        int, typer.Option("--rwmixread", help="Percentage of reads of rw and randrw.")
-    ] = 50,
-    bs: Annotated[str, typer.Option("--bs", metavar="SIZE", help="Size of one I/O.")] = "4k",
-    iodepth: Annotated[int, typer.Option("--iodepth", help="I/Os in flight of each job.")] = 1,
-    numjobs: Annotated[
-        int, typer.Option("--numjobs", help="Jobs, with a thread and a queue pair each.")
-    ] = 1,
-    runtime: Annotated[
-        str | None,
-        typer.Option(
-            "--runtime", metavar="TIME",
-            help=f"5, 500ms, 2m. Default {DEFAULT_RUNTIME:g} s if --size and --number-ios are "
-            "not given.",
-        ),
-    ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            "--size", metavar="SIZE",
-            help="Range on the device; without --runtime and --number-ios also what a job moves.",
-        ),
-    ] = None,
-    offset: Annotated[
-        str, typer.Option("--offset", metavar="SIZE", help="Where the range starts.")
-    ] = "0",
-    number_ios: Annotated[
-        int | None, typer.Option("--number-ios", "--number_ios", help="I/Os of each job.")
-    ] = None,
-    seed: Annotated[
-        int, typer.Option("--seed", "--randseed", help="Of offsets, mix, arrivals and pattern.")
-    ] = 1,
+    rw: options.Rw = "randread",
+    rwmixread: options.RwMixRead = 50,
+    bs: options.Bs = "4k",
+    iodepth: options.IoDepth = 1,
+    numjobs: options.NumJobs = 1,
+    runtime: options.Runtime = None,
+    size: options.Size = None,
+    offset: options.Offset = "0",
+    number_ios: options.NumberIos = None,
+    seed: options.Seed = 1,
     verify: Annotated[
         bool,
         typer.Option(
             "--verify", help="Write a pattern, check reads against it, read all back at the end."
         ),
     ] = False,
-    rate_iops: Annotated[
-        float | None,
-        typer.Option(
-            "--rate-iops", "--rate_iops",
-            help="Open loop: so many I/Os a second of each job; latency counts from the intended "
-            "start.",
-        ),
-    ] = None,
-    rate_process: Annotated[
-        str, typer.Option("--rate-process", "--rate_process", help=" | ".join(PROCESSES))
-    ] = "linear",
-    nsid: Annotated[int, typer.Option("--nsid", "-n", help="Namespace.")] = 1,
-    wait: Annotated[
-        str, typer.Option("--wait", help="How to wait for completions: " + " | ".join(WAITS))
-    ] = "poll",
-    spin: Annotated[
-        str, typer.Option("--spin", metavar="TIME", help="How long hybrid polls before it sleeps.")
-    ] = "50us",
-    max_errors: Annotated[
-        int, typer.Option("--max-errors", help="Stop after so many failed I/Os; 0: never.")
-    ] = 1,
-    timeout: Annotated[
-        str,
-        typer.Option("--timeout", metavar="TIME", help="Give up when nothing completes for this."),
-    ] = "30",
+    rate_iops: options.RateIops = None,
+    rate_process: options.RateProcess = "linear",
+    nsid: options.Nsid = 1,
+    wait: options.Wait = "poll",
+    spin: options.Spin = "50us",
+    max_errors: options.MaxErrors = 1,
+    timeout: options.Timeout = "30",
     bind: Annotated[
         bool, typer.Option("--bind", help="Bind the function to VFIO for this run only.")
     ] = False,
@@ -148,41 +97,37 @@ def run_command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Instead of printing.")
     ] = None,
+    hdr: Annotated[
+        Path | None,
+        typer.Option("--hdr", metavar="FILE", help="Latencies of each half second, as an "
+                     "HdrHistogram log."),
+    ] = None,
 ) -> None:
     """Run one benchmark and print percentiles, a histogram and the set-up that made them."""
     if output_format not in ("normal", "json"):
         raise typer.BadParameter("--output-format is normal or json")
     from udrv.bench.fio_json import to_fio
+    from udrv.bench.hdr import check_hdr, write_hdr
     from udrv.bench.progress import progress_bar
     from udrv.bench.runner import run
     from udrv.bench.text import render
 
     try:
-        config = BenchConfig(
-            rw="rw" if rw == "readwrite" else rw,
-            rwmixread=rwmixread,
-            bs=parse_size(bs),
-            iodepth=iodepth,
-            numjobs=numjobs,
-            runtime=None if runtime is None else parse_seconds(runtime),
-            size=None if size is None else parse_size(size),
-            offset=parse_size(offset),
-            number_ios=number_ios,
-            seed=seed,
-            verify=verify,
-            rate_iops=rate_iops,
-            rate_process=rate_process,
-            nsid=nsid,
-            wait=wait,
-            spin_ns=round(parse_seconds(spin) * 1e9),
-            max_errors=max_errors,
-            timeout=parse_seconds(timeout),
+        config = options.config_of(
+            rw=rw, rwmixread=rwmixread, bs=bs, iodepth=iodepth, numjobs=numjobs, runtime=runtime,
+            size=size, offset=offset, number_ios=number_ios, seed=seed, verify=verify,
+            rate_iops=rate_iops, rate_process=rate_process, nsid=nsid, wait=wait, spin=spin,
+            max_errors=max_errors, timeout=timeout,
         )
-        if output is not None:
-            output.open("a").close()  # now, and not after an hour of measuring
+        if hdr is not None:
+            check_hdr()
+        for path in (output, hdr):
+            if path is not None:
+                path.open("a").close()  # now, and not after an hour of measuring
         with progress_bar() as on_progress:
             result = run(
-                target, config, i_mean=i_mean, bind=bind, on_progress=on_progress, check=False
+                target, config, i_mean=i_mean, bind=bind, on_progress=on_progress, check=False,
+                intervals=hdr is not None,
             )
     except UdrvError as error:
         _say(f"udrv-bench: {error}")
@@ -200,6 +145,9 @@ def run_command(
             sys.stdout.flush()
         else:
             output.write_text(text, encoding="utf-8")
+        if hdr is not None:
+            with hdr.open("w", encoding="ascii") as log:
+                write_hdr(result, log)
     except OSError as error:
         _say(f"udrv-bench: writing the result: {error}")
         raise typer.Exit(1) from error

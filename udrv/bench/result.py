@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from udrv.bench.buckets import Interval
 from udrv.bench.config import BenchConfig
 from udrv.bench.job import BadData
 from udrv.bench.setup import Setup
@@ -139,11 +140,16 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One look at the live counters: (reads, writes) a second since the one before."""
+    """One look at the live counters: (reads, writes) since the one before, rates in a second.
+
+    The percentiles are of `clat`, in an open loop of `lat`; None where nothing completed.
+    """
 
     at_ns: int
     iops: tuple[float, float]
     bandwidth: tuple[float, float]
+    p50_ns: tuple[int | None, int | None] = (None, None)
+    p99_ns: tuple[int | None, int | None] = (None, None)
 
 
 @dataclass(slots=True)
@@ -151,7 +157,9 @@ class BenchResult:
     """A run and all that is needed to judge it.
 
     `errors` holds what went wrong while it ran, the worst first; `interrupted`: it was ended by
-    the user. `read` and `write` are sums over the jobs, `job_iops` has each job's.
+    the user. `read` and `write` are sums over the jobs, `job_iops` has each job's. `intervals`
+    hold every I/O that succeeded, if `run` was asked to keep them; `started_ns` is when it began,
+    of the Unix epoch.
     """
 
     config: BenchConfig
@@ -166,6 +174,8 @@ class BenchResult:
     open_loop: OpenLoop | None
     verification: Verification | None
     samples: tuple[Sample, ...] = ()
+    intervals: tuple[Interval, ...] = ()
+    started_ns: int = 0
     errors: list[UdrvError] = field(default_factory=list)
     interrupted: bool = False
 

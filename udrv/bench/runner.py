@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 
+from udrv.bench.buckets import Interval
 from udrv.bench.config import BenchConfig
 from udrv.bench.job import Job, Spec
 from udrv.bench.live import OnProgress, Watch
@@ -37,6 +39,7 @@ def run(
     bind: bool = False,
     on_progress: OnProgress | None = None,
     check: bool = True,
+    intervals: bool = False,
 ) -> BenchResult:
     """Run a benchmark and return what it found.
 
@@ -51,6 +54,8 @@ def run(
     check: raise the first error of the run: the `NvmeStatusError` of the first failed command,
         `CommandTimeoutError`, `DataMismatchError`, or what the controller died of. With False
         they are in `BenchResult.errors`.
+    intervals: keep in `BenchResult.intervals` what each half second added to the histograms, for
+        `udrv.bench.hdr`; some kilobytes each.
 
     Raises what `udrv.open` raises, `ConfirmationRequiredError`, and `InvalidRequestError` and its
     kin for a configuration that does not fit the device. Ctrl-C ends the run early; what there is
@@ -65,7 +70,7 @@ def run(
             )
         else:
             controller = target
-        result = _Run(controller, config, i_mean, on_progress).result()
+        result = _Run(controller, config, i_mean, on_progress, intervals).result()
     if check:
         result.check()
     return result
@@ -95,7 +100,7 @@ class _Run:
 
     def __init__(
         self, controller: Controller, config: BenchConfig, i_mean: str | None,
-        on_progress: OnProgress | None,
+        on_progress: OnProgress | None, intervals: bool,
     ) -> None:
         self.controller = controller
         self.config = config
@@ -118,7 +123,9 @@ class _Run:
             )
         self.entries = self._entries()
         self.workers: list[_Worker] = []
+        self.keep = intervals
         self.samples: list[Sample] = []
+        self.intervals: list[Interval] = []
         self.interrupted = False
 
     def _entries(self) -> int:
@@ -161,6 +168,7 @@ class _Run:
 
     def _run(self) -> BenchResult:
         config = self.config
+        started = time.time_ns()
         errors = self._phase(self.workers, read_back=False)
         back = [worker for worker in self.workers if worker.job.can_read_back]
         if back and not errors and not self.interrupted:
@@ -187,6 +195,8 @@ class _Run:
             open_loop=open_loop_of(results, config),
             verification=verification_of(results, verified, config),
             samples=tuple(self.samples),
+            intervals=tuple(self.intervals),
+            started_ns=started,
             errors=errors,
             interrupted=self.interrupted,
         )
@@ -199,7 +209,8 @@ class _Run:
         ]
         watch = Watch(
             [worker.job for worker in workers], "verifying" if read_back else "running",
-            self.on_progress,
+            self.on_progress, figure="clat" if self.config.rate_iops is None else "lat",
+            keep=self.keep and not read_back,
         )
         for thread in threads:
             thread.start()
@@ -217,7 +228,8 @@ class _Run:
                     raise
                 self.interrupted = True
         if not read_back:
-            self.samples = watch.samples
+            watch.finish()
+            self.samples, self.intervals = watch.samples, watch.intervals
         errors: list[UdrvError] = []
         for worker in workers:
             if worker.failure is not None:
