@@ -282,6 +282,10 @@ class MissingToolError(UdrvError):
     """A program or a Python package that this needs is not installed."""
 
 
+class ResultFileError(UdrvError, ValueError):
+    """A file does not hold what a benchmark wrote; the message names the place in it."""
+
+
 # --- the laboratory ------------------------------------------------------------------------------
 
 

@@ -31,3 +31,13 @@ def test_a_bad_option_is_one_line_and_status_125(
     assert ran.returncode == 125, ran.stderr
     assert says in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_debug_shows_the_traceback_and_keeps_the_status() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "udrv.lab", "--debug", "run", "--env", "1=2", "--", "true"],
+        capture_output=True, text=True, check=False, timeout=100,
+    )
+    assert ran.returncode == 125
+    assert "Traceback" in ran.stderr
+    assert ran.stderr.splitlines()[-1].startswith("udrv-lab: --env"), "the line comes last"

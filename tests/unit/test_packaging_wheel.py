@@ -53,9 +53,10 @@ def test_the_wheel_of_the_source_archive_works_elsewhere(tmp_path: Path) -> None
         assert f"udrv/{package}/{module}.pyi" in names
         assert f"udrv/{package}/{module}.c" not in names
     assert {"udrv/py.typed", "udrv/core/decl/qp.h", "udrv/core/include/udrv/qp.h"} <= names
-    guest = {str(p.relative_to(ROOT)) for p in (ROOT / "udrv/lab/guest").iterdir() if p.is_file()}
-    assert guest
-    assert guest <= names
+    for folder in ("udrv/lab/guest", "udrv/bench/templates"):
+        files = {str(p.relative_to(ROOT)) for p in (ROOT / folder).iterdir() if p.is_file()}
+        assert files
+        assert files <= names
     python_files = {str(p.relative_to(ROOT)) for p in (ROOT / "udrv").rglob("*.py")}
     assert python_files <= names
     assert not [n for n in names if not n.startswith(("udrv/", "udrv-"))]

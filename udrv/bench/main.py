@@ -16,11 +16,14 @@ import typer
 
 from udrv._version import __version__
 from udrv.bench import options
-from udrv.errors import UdrvError
+from udrv.errors import InvalidRequestError
+from udrv.program import Debug, ErrorGroup, say
 from udrv.stdio import run as run_app
+from udrv.units import format_size
 
 app = typer.Typer(
     name="udrv-bench",
+    cls=ErrorGroup,
     help="Measure NVMe devices through user-space drivers, in fio's words.",
     no_args_is_help=True,
     add_completion=False,
@@ -37,15 +40,12 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    debug: Debug = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     pass
-
-
-def _say(text: str) -> None:
-    print("".join(c if c.isprintable() else "?" for c in text), file=sys.stderr, flush=True)
 
 
 @app.command("run")
@@ -112,29 +112,22 @@ def run_command(
     from udrv.bench.runner import run
     from udrv.bench.text import render
 
-    try:
-        config = options.config_of(
-            rw=rw, rwmixread=rwmixread, bs=bs, iodepth=iodepth, numjobs=numjobs, runtime=runtime,
-            size=size, offset=offset, number_ios=number_ios, seed=seed, verify=verify,
-            rate_iops=rate_iops, rate_process=rate_process, nsid=nsid, wait=wait, spin=spin,
-            max_errors=max_errors, timeout=timeout,
+    config = options.config_of(
+        rw=rw, rwmixread=rwmixread, bs=bs, iodepth=iodepth, numjobs=numjobs, runtime=runtime,
+        size=size, offset=offset, number_ios=number_ios, seed=seed, verify=verify,
+        rate_iops=rate_iops, rate_process=rate_process, nsid=nsid, wait=wait, spin=spin,
+        max_errors=max_errors, timeout=timeout,
+    )
+    if hdr is not None:
+        check_hdr()
+    for path in (output, hdr):
+        if path is not None:
+            path.open("a").close()  # now, and not after an hour of measuring
+    with progress_bar() as on_progress:
+        result = run(
+            target, config, i_mean=i_mean, bind=bind, on_progress=on_progress, check=False,
+            intervals=hdr is not None,
         )
-        if hdr is not None:
-            check_hdr()
-        for path in (output, hdr):
-            if path is not None:
-                path.open("a").close()  # now, and not after an hour of measuring
-        with progress_bar() as on_progress:
-            result = run(
-                target, config, i_mean=i_mean, bind=bind, on_progress=on_progress, check=False,
-                intervals=hdr is not None,
-            )
-    except UdrvError as error:
-        _say(f"udrv-bench: {error}")
-        raise typer.Exit(1) from error
-    except OSError as error:
-        _say(f"udrv-bench: {error.filename or output}: {error.strerror or error}")
-        raise typer.Exit(1) from error
     if output_format == "json":
         text = json.dumps(to_fio(result), indent=2) + "\n"
     else:
@@ -149,16 +142,37 @@ def run_command(
             with hdr.open("w", encoding="ascii") as log:
                 write_hdr(result, log)
     except OSError as error:
-        _say(f"udrv-bench: writing the result: {error}")
+        say(f"udrv-bench: writing the result: {error}")
         raise typer.Exit(1) from error
     if result.saturated and (output is not None or output_format == "json"):
-        _say("udrv-bench: SATURATED: the device did not keep up with the rate")
+        say("udrv-bench: SATURATED: the device did not keep up with the rate")
     for failure in result.errors:
-        _say(f"udrv-bench: {failure}")
+        say(f"udrv-bench: {failure}")
     if result.errors:
         raise typer.Exit(1)
     if result.interrupted:
         raise typer.Exit(130)
+
+
+@app.command("report")
+def report_command(
+    results: Annotated[
+        list[Path],
+        typer.Argument(metavar="RESULT.json...", help="Of run or compare (--output-format json), "
+                       "or of fio (--output-format=json+)."),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The page.")
+    ] = Path("report.html"),
+) -> None:
+    """Write one HTML file with plots and tables of results; viewing it needs no network."""
+    from udrv.bench.report import report
+
+    if any(output.exists() and output.samefile(path) for path in results if path.exists()):
+        raise InvalidRequestError(f"{output} is one of the results", mend="give -o another name")
+    text = report(results)
+    output.write_text(text, encoding="utf-8")
+    say(f"{output}: {format_size(output.stat().st_size)}")
 
 
 def main() -> None:

@@ -5,46 +5,18 @@ Exit status: 0 done, 1 an error (one line on standard error), 2 bad usage, 130 i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from udrv._version import __version__
 from udrv.cli import binding, data, inspect, listing, soft
-from udrv.cli.output import say
-from udrv.errors import UdrvError
+from udrv.program import Debug, ErrorGroup
 from udrv.stdio import run
-
-if TYPE_CHECKING:
-    # typer brings its own copy of click, or uses the installed one, as its version goes
-    Context = Any
-
-
-class _Group(TyperGroup):
-    """Turns our errors into one line and status 1, before click's own handlers see them."""
-
-    def invoke(self, ctx: Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except UdrvError as error:
-            if ctx.params.get("debug"):
-                raise
-            say(f"udrv: {error}")
-            raise typer.Exit(1) from error
-        except BrokenPipeError:
-            raise  # the reader of our output left; click ends quietly
-        except OSError as error:
-            if ctx.params.get("debug"):
-                raise
-            name = f"{error.filename}: " if error.filename else ""
-            say(f"udrv: {name}{error.strerror or error}")
-            raise typer.Exit(1) from error
-
 
 app = typer.Typer(
     name="udrv",
-    cls=_Group,
+    cls=ErrorGroup,
     help="User-space NVMe drivers. TARGET is pci:0000:01:00.0 (bound to VFIO), "
     "vfio-user:/path/to.sock, or soft:?size=1G (a software controller of its own).",
     no_args_is_help=True,
@@ -62,9 +34,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error.")
-    ] = False,
+    debug: Debug = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,

@@ -13,21 +13,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from udrv.program import printable, say
+
+__all__ = ["Json", "console", "print_json", "print_lines", "print_table", "printable", "say"]
+
 #: Columns when the output is no terminal: wide enough that nothing is cut in a file or a pipe.
 _FILE_WIDTH = 200
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def printable(text: object) -> str:
-    """Return the text with control characters as escapes.
-
-    Serial numbers and names come from devices; a terminal must not obey them.
-    """
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
-        for char in str(text)
-    )
 
 
 def print_json(value: Any) -> None:
@@ -40,11 +33,6 @@ def console() -> Console:
     """Return a console for standard output that takes no markup and guesses no colours."""
     width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _FILE_WIDTH
     return Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False)
-
-
-def say(text: str) -> None:
-    """Print a line for people to standard error, where it does not mix with data."""
-    print(printable(text), file=sys.stderr, flush=True)
 
 
 def print_lines(lines: Iterable[str]) -> None:

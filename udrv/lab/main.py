@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from udrv.lab import kernel as kernels
 from udrv.lab import run as runs
 from udrv.lab.devices import DeviceSpec, parse_device
 from udrv.lab.vm import LabTimeoutError
+from udrv.program import Debug
 
 KERNEL_FAULT = 123
 TIMED_OUT = 124
@@ -42,11 +44,20 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    ctx: typer.Context,
+    debug: Debug = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    if debug:
+        # the errors are caught where their exit statuses are, outside of typer: see _main()
+        ctx.call_on_close(_show_traceback)
+
+
+def _show_traceback() -> None:
+    if sys.exc_info()[0] not in (None, typer.Exit, SystemExit):
+        traceback.print_exc()
 
 
 Cpus = Annotated[int, typer.Option(min=1, max=255, help="Virtual CPUs.")]
