@@ -2,7 +2,7 @@
 /*
  * Submit and complete on a device that is this process: what benches/instructions.py counts.
  *
- * usage: instructions DEPTH BYTES ROUNDS
+ * usage: instructions DEPTH BYTES ROUNDS TIMED
  *
  * callgrind collects inside of udrv_qp_submit() and udrv_qp_reap() only, so what plays the device
  * below is not counted.
@@ -14,6 +14,7 @@
 #include <udrv/qp.h>
 
 #define LBA_SHIFT 9
+#define ENTRIES 256	/* create_queue()'s default */
 
 static void *pages(size_t size)
 {
@@ -28,29 +29,32 @@ static void *pages(size_t size)
 
 int main(int argc, char **argv)
 {
-	uint32_t depth, bytes, rounds, entries, i, sq_head = 0, cq_tail = 0, phase = 1, bad;
+	uint32_t depth, bytes, rounds, entries, i, sq_head = 0, cq_tail = 0, phase = 1, bad, untimed;
 	uint32_t doorbells[2] = { 0, 0 };
 	struct udrv_completions out;
 	struct udrv_qp_config config;
+	struct udrv_command *commands;
 	struct udrv_batch batch;
 	struct nvme_sqe *sq;
 	struct nvme_cqe *cq;
 	struct udrv_qp *qp = udrv_qp_new();
 
-	if (argc != 4 || !qp || udrv_core_init())
+	if (argc != 5 || !qp || udrv_core_init())
 		return 2;
 	depth = (uint32_t)atoi(argv[1]);
 	bytes = (uint32_t)atoi(argv[2]);
 	rounds = (uint32_t)atoi(argv[3]);
-	entries = depth + 1;	/* so that the rings wrap */
+	untimed = !atoi(argv[4]);
+	entries = ENTRIES;	/* the rings wrap every few calls */
 
 	sq = pages(entries * sizeof(*sq));
 	cq = pages(entries * sizeof(*cq));
 	config = (struct udrv_qp_config){
 		.qid = 1, .entries = (uint16_t)entries, .eventfd = -1,
+		.flags = untimed ? UDRV_QP_UNTIMED : 0,
 		.max_transfer = UDRV_QP_PRP_MAX_TRANSFER,
 		.shared = pages(udrv_qp_shared_size(entries)), .sq = sq, .cq = cq,
-		.prp = pages((size_t)depth * NVME_PAGE_SIZE), .prp_iova = 1u << 30,
+		.prp = pages((size_t)(ENTRIES - 1) * NVME_PAGE_SIZE), .prp_iova = 1u << 30,
 		.sq_doorbell = &doorbells[0], .cq_doorbell = &doorbells[1],
 	};
 	if (udrv_qp_init(qp, &config))
@@ -58,19 +62,17 @@ int main(int argc, char **argv)
 
 	batch = (struct udrv_batch){
 		.capacity = depth, .nsid = 1, .lba_shift = LBA_SHIFT, .nsze = 1u << 30,
-		.iova = 1ull << 32, .len = (uint64_t)depth * bytes,
-		.opcode = memset(pages(depth), NVME_CMD_READ, depth), .slba = pages(depth * 8),
-		.nlb = pages(depth * 4), .offset = pages(depth * 8), .user_data = pages(depth * 8),
+		.prp_table = 1ull << 36, .iova = 1ull << 32, .len = (uint64_t)depth * bytes,
+		.commands = commands = pages(depth * sizeof(*commands)),
 	};
 	for (i = 0; i < depth; i++) {
-		((uint64_t *)batch.slba)[i] = (uint64_t)i * 7919;
-		((uint32_t *)batch.nlb)[i] = bytes >> LBA_SHIFT;
-		((uint64_t *)batch.offset)[i] = (uint64_t)i * bytes;
-		((uint64_t *)batch.user_data)[i] = i;
+		commands[i] = (struct udrv_command){
+			.opcode = NVME_CMD_READ, .slba = (uint64_t)i * 7919,
+			.nlb = bytes >> LBA_SHIFT, .offset = (uint64_t)i * bytes, .user_data = i,
+		};
 	}
 	out = (struct udrv_completions){
-		.capacity = depth, .user_data = pages(depth * 8), .result = pages(depth * 8),
-		.latency_ns = pages(depth * 8), .status = pages(depth * 2),
+		.capacity = depth, .rows = pages(depth * sizeof(*out.rows)),
 	};
 
 	while (rounds--) {

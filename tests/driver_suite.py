@@ -338,8 +338,8 @@ class DriverSuite:
     # --- queues -------------------------------------------------------------------------------
 
     def test_all_queues_and_again(self, ctrl: Controller, ns: Namespace) -> None:
-        used = ctrl.memory.used_bytes
-        for _ in range(2):
+        used = set()
+        for _ in range(3):
             queues = [ctrl.create_queue(entries=4) for _ in range(ctrl.max_queues)]
             with pytest.raises(errors.InvalidRequestError, match="in use"):
                 ctrl.create_queue(entries=4)
@@ -352,7 +352,8 @@ class DriverSuite:
                 queue.close()
                 queue.close()
             del queues, queue, batch
-        assert ctrl.memory.used_bytes == used
+            used.add(ctrl.memory.used_bytes)
+        assert len(used) == 1, "each round gives back all that it took"
 
     def test_queue_sizes_out_of_range(self, ctrl: Controller) -> None:
         for entries in (-1, 0, 1, ctrl.max_queue_entries + 1):

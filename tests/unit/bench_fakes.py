@@ -70,7 +70,7 @@ class FakeDevice:
         self._pages = [
             mmap.mmap(-1, size)
             for size in (self.entries * 64, self.entries * 16, (self.entries - 1) * PAGE,
-                         2 * PAGE + 64 * self.entries * 2, PAGE, self.buffer_bytes)
+                         lib.udrv_qp_shared_size(self.entries), PAGE, self.buffer_bytes)
         ]
         addresses = [ctypes.addressof(ctypes.c_char.from_buffer(page)) for page in self._pages]
         sq, cq, prp, shared, bell, self.buffer = addresses
@@ -79,7 +79,6 @@ class FakeDevice:
         self._bells = np.frombuffer(self._pages[4], dtype="<u4")
         self.eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if self.interrupts else -1
 
-        assert lib.udrv_qp_shared_size(self.entries) <= len(self._pages[3])
         self.qp = ffi.gc(lib.udrv_qp_new(), lib.udrv_qp_free)
         config = ffi.new("struct udrv_qp_config *", {
             "qid": 1, "entries": self.entries, "eventfd": self.eventfd, "max_transfer": 1 << 17,

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from udrv.core import ffi, lib
+from udrv.nvme.batch import COMMAND, COMPLETION
 
 PAGE = 4096
 QID = 9
 IOVA = 0x4000_0000_0000
 PRP_IOVA = 0x7000_0000_0000
+TABLE_IOVA = 0x6000_0000_0000
 BUFFER = 8 << 20
 POOL_OFFSET = 1 << 21
 MAX_TRANSFER = lib.UDRV_QP_PRP_MAX_TRANSFER
@@ -59,6 +61,7 @@ class Pair:
     nsze: int
     nsid: int = 1
     columns: int = 64
+    table: bool = False  # the pool has a PRP table
     keep: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -84,18 +87,13 @@ class Pair:
         self.batch.lba_shift, self.batch.nsze = self.lba_shift, self.nsze
         self.batch.iova, self.batch.len = IOVA, BUFFER
         self.batch.pool_offset, self.batch.pool_id = POOL_OFFSET, 1
-        self.column = {
-            name: self._column(self.batch, name, kind)
-            for name, kind in (("opcode", "u1"), ("slba", "u8"), ("nlb", "u4"), ("offset", "u8"),
-                               ("user_data", "u8"), ("control", "u2"))
-        }
+        self.batch.prp_table = TABLE_IOVA if self.table else 0
+        self.column = self._rows(COMMAND)
+        self.batch.commands = self._pointer_of("struct udrv_command *", self.column)
         self.out = ffi.new("struct udrv_completions *")
         self.out.capacity = self.columns
-        self.result = {
-            name: self._column(self.out, name, kind)
-            for name, kind in (("user_data", "u8"), ("result", "u8"), ("latency_ns", "u8"),
-                               ("status", "u2"))
-        }
+        self.result = self._rows(COMPLETION)
+        self.out.rows = self._pointer_of("struct udrv_completion *", self.result)
         # the device
         self.head = 0
         self.tail = 0
@@ -108,12 +106,12 @@ class Pair:
         self.keep.append(ffi.from_buffer(area))
         return ffi.cast("void *", self.keep[-1])
 
-    def _column(self, target: Any, name: str, kind: str) -> Any:
-        column = np.zeros(self.columns, kind)
-        pointer = ffi.from_buffer(f"uint{8 * column.itemsize}_t[]", column)
-        self.keep.append(pointer)
-        setattr(target, name, pointer)
-        return column
+    def _rows(self, dtype: np.dtype[Any]) -> Any:
+        return np.zeros(self.columns, dtype)
+
+    def _pointer_of(self, kind: str, rows: Any) -> Any:
+        self.keep.append(rows)
+        return ffi.cast(kind, rows.ctypes.data)
 
     # --- the driver's end ----------------------------------------------------------------------
 
@@ -164,6 +162,13 @@ class Pair:
             assert prp2 == 0
         elif left <= PAGE:
             parts.append((prp2, left))
+        elif TABLE_IOVA <= prp2 < PRP_IOVA:
+            first, count = (prp2 - TABLE_IOVA) // 8, -(-left // PAGE)
+            assert self.table and prp2 % 8 == 0
+            assert first % (PAGE // 8) + count <= PAGE // 8, "its last entry would be a pointer"
+            for entry in range(first, first + count):
+                parts.append((IOVA - POOL_OFFSET + entry * PAGE, min(left, PAGE)))
+                left -= parts[-1][1]
         else:
             page = prp2 - PRP_IOVA
             assert page % PAGE == 0, "here a list starts at a page"

@@ -60,9 +60,10 @@ class QueuePair(RuleBasedStateMachine):
 
     @initialize(
         entries=st.integers(2, 9) | st.integers(2, 40), lba_shift=st.sampled_from([9, 12]),
+        table=st.booleans(),
     )
-    def open(self, entries: int, lba_shift: int) -> None:
-        self.pair = Pair(entries, lba_shift, NSZE)
+    def open(self, entries: int, lba_shift: int, table: bool) -> None:
+        self.pair = Pair(entries, lba_shift, NSZE, table=table)
         self.lba_shift = lba_shift
         self.serial = 0
         self.expected: list[tuple[int, int, Row]] = []  # posted, not fetched: user data, slot, row

@@ -40,6 +40,14 @@ class FFI:
     ) -> struct_udrv_clock: ...
     @overload
     def new(
+        self, cdecl: Literal["struct udrv_command *"], init: Any = ..., /,
+    ) -> struct_udrv_command: ...
+    @overload
+    def new(
+        self, cdecl: Literal["struct udrv_completion *"], init: Any = ..., /,
+    ) -> struct_udrv_completion: ...
+    @overload
+    def new(
         self, cdecl: Literal["struct udrv_completions *"], init: Any = ..., /,
     ) -> struct_udrv_completions: ...
     @overload
@@ -86,6 +94,14 @@ class FFI:
     ) -> struct_udrv_bench_result: ...
     @overload
     def cast(self, cdecl: Literal["struct udrv_clock *"], value: Any, /) -> struct_udrv_clock: ...
+    @overload
+    def cast(
+        self, cdecl: Literal["struct udrv_command *"], value: Any, /,
+    ) -> struct_udrv_command: ...
+    @overload
+    def cast(
+        self, cdecl: Literal["struct udrv_completion *"], value: Any, /,
+    ) -> struct_udrv_completion: ...
     @overload
     def cast(
         self, cdecl: Literal["struct udrv_completions *"], value: Any, /,
@@ -147,13 +163,9 @@ class struct_udrv_batch:
     iova: int
     len: int
     pool_offset: int
+    prp_table: int
+    commands: struct_udrv_command
     slot: int
-    opcode: Any
-    slba: Any
-    nlb: Any
-    offset: Any
-    user_data: Any
-    control: Any
 
 class struct_udrv_bench_job:
     queue: struct_udrv_queue
@@ -220,12 +232,23 @@ class struct_udrv_clock:
     source: int
     mult: int
 
+class struct_udrv_command:
+    slba: int
+    offset: int
+    user_data: int
+    nlb: int
+    control: int
+    opcode: int
+
+class struct_udrv_completion:
+    user_data: int
+    result: int
+    latency_ns: int
+    status: int
+
 class struct_udrv_completions:
     capacity: int
-    user_data: Any
-    result: Any
-    latency_ns: Any
-    status: Any
+    rows: struct_udrv_completion
 
 class struct_udrv_hist:
     count: int
@@ -251,6 +274,7 @@ class struct_udrv_qp_config:
     entries: int
     eventfd: int
     max_transfer: int
+    flags: int
     shared: Any
     sq: Any
     cq: Any
@@ -268,6 +292,7 @@ class struct_udrv_qp_shared:
     nr_trackers: int
     trackers_offset: int
     free_offset: int
+    slots_offset: int
     size: int
     sq_posted: int
     sq_rung: int
@@ -327,6 +352,7 @@ class Lib:
     UDRV_HIST_BUCKETS: Final[int]
     UDRV_QP_PRP_MAX_TRANSFER: Final[int]
     UDRV_QP_SLOTS: Final[int]
+    UDRV_QP_UNTIMED: Final[int]
     UDRV_SPIN_ONLY: Final[int]
     VFIO_API_VERSION: Final[int]
     VFIO_CHECK_EXTENSION: Final[int]

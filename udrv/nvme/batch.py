@@ -37,9 +37,28 @@ LIMITED_RETRY = 1 << 15
 STATUS_CODE = 0x7FF
 
 
-def _address(ctype: str, column: npt.NDArray[Any]) -> Any:
-    """C's pointer to a column; the object that holds the pointer holds the column, too."""
-    return ffi.cast(ctype, column.ctypes.data)
+#: `struct udrv_command` and `struct udrv_completion` of qp.h: a row is half a cache line.
+COMMAND = np.dtype(
+    {
+        "names": ["slba", "offset", "user_data", "nlb", "control", "opcode"],
+        "formats": ["<u8", "<u8", "<u8", "<u4", "<u2", "u1"],
+        "offsets": [0, 8, 16, 24, 28, 30],
+        "itemsize": 32,
+    }
+)
+COMPLETION = np.dtype(
+    {
+        "names": ["user_data", "result", "latency_ns", "status"],
+        "formats": ["<u8", "<u8", "<u8", "<u2"],
+        "offsets": [0, 8, 16, 24],
+        "itemsize": 32,
+    }
+)
+
+
+def _address(ctype: str, rows: npt.NDArray[Any]) -> Any:
+    """C's pointer to rows; the object that holds the pointer holds the rows, too."""
+    return ffi.cast(ctype, rows.ctypes.data)
 
 
 class Batch:
@@ -49,7 +68,7 @@ class Batch:
     filled again at once; the buffer belongs to the device until the completions were reaped, and
     stays allocated for as long as a command may touch it, whatever happens to this object.
 
-    Attributes (numpy, one element a command)
+    Attributes (numpy, one element a command; views with a stride of 32 bytes of `rows`)
     ----------
     opcode: uint8, `READ` (to start with), `WRITE` or `FLUSH`, of `udrv.nvme`.
     slba: uint64, first block; 0 to start with.
@@ -57,7 +76,8 @@ class Batch:
         value.
     offset: uint64, byte offset of the data in the buffer, a multiple of 4; 0 to start with.
     user_data: uint64, returned with the completion; 0, 1, 2, ... to start with.
-    control: uint16, CDW12 31:16 (`FUA`, `LIMITED_RETRY`); made, and zero, when first asked for.
+    control: uint16, CDW12 31:16 (`FUA`, `LIMITED_RETRY`); 0 to start with.
+    rows: all of it, one `struct udrv_command` (`COMMAND`) a command.
     """
 
     def __init__(self, queue: Queue, capacity: int, slot: int) -> None:
@@ -68,40 +88,31 @@ class Batch:
         self.queue = queue
         self.capacity = capacity
         self.slot = slot
-        self.opcode: U8 = np.full(capacity, READ, np.uint8)
-        self.slba: U64 = np.zeros(capacity, np.uint64)
-        self.nlb: U32 = np.ones(capacity, np.uint32)
-        self.offset: U64 = np.zeros(capacity, np.uint64)
-        self.user_data: U64 = np.arange(capacity, dtype=np.uint64)
-        self._control: U16 | None = None
+        self.rows: npt.NDArray[np.void] = np.zeros(capacity, COMMAND)
+        self.opcode: U8 = self.rows["opcode"]
+        self.slba: U64 = self.rows["slba"]
+        self.nlb: U32 = self.rows["nlb"]
+        self.offset: U64 = self.rows["offset"]
+        self.user_data: U64 = self.rows["user_data"]
+        self.control: U16 = self.rows["control"]
+        self.opcode[:] = READ
+        self.nlb[:] = 1
+        self.user_data[:] = np.arange(capacity, dtype=np.uint64)
         self.namespace: Namespace | None = None
         self.buffer: Buffer | None = None
-        self._columns = (self.opcode, self.slba, self.nlb, self.offset, self.user_data)
+        self._columns = self._now()
         self.c.capacity = capacity
         self.c.slot = slot
-        self.c.opcode = _address("uint8_t *", self.opcode)
-        self.c.slba = _address("uint64_t *", self.slba)
-        self.c.nlb = _address("uint32_t *", self.nlb)
-        self.c.offset = _address("uint64_t *", self.offset)
-        self.c.user_data = _address("uint64_t *", self.user_data)
+        self.c.commands = _address("struct udrv_command *", self.rows)
 
-    @property
-    def control(self) -> U16:
-        """CDW12 31:16 of each command."""
-        if self._control is None:
-            self._control = np.zeros(self.capacity, np.uint16)
-            self.c.control = _address("uint16_t *", self._control)
-        return self._control
-
-    def set_control(self, value: int) -> None:
-        """The same `control` for all commands; without a column while it is 0."""
-        if value or self._control is not None:
-            self.control[:] = value
+    def _now(self) -> tuple[object, ...]:
+        return (
+            self.rows, self.opcode, self.slba, self.nlb, self.offset, self.user_data, self.control,
+        )  # fmt: skip
 
     def check_columns(self) -> None:
         """Raise `BufferTypeError` if a column was replaced: C would go on reading the old one."""
-        now = (self.opcode, self.slba, self.nlb, self.offset, self.user_data)
-        if any(a is not b for a, b in zip(now, self._columns, strict=True)):
+        if any(a is not b for a, b in zip(self._now(), self._columns, strict=True)):
             raise BufferTypeError(
                 "a column of the batch was replaced",
                 device=self.queue.device,
@@ -185,10 +196,12 @@ class Completions:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.user_data: U64 = np.zeros(capacity, np.uint64)
-        self.status: U16 = np.zeros(capacity, np.uint16)
-        self.result: U64 = np.zeros(capacity, np.uint64)
-        self.latency_ns: U64 = np.zeros(capacity, np.uint64)
+        rows = np.zeros(capacity, COMPLETION)
+        self.user_data: U64 = rows["user_data"]
+        self.status: U16 = rows["status"]
+        self.result: U64 = rows["result"]
+        self.latency_ns: U64 = rows["latency_ns"]
+        self._rows: Any = _address("struct udrv_completion *", rows)
         self.c: Any = self.c_from(0)
 
     def c_from(self, row: int) -> Any:
@@ -197,10 +210,7 @@ class Completions:
             raise InvalidRequestError(f"row {row} of {self.capacity} completions")
         c = ffi.new("struct udrv_completions *")
         c.capacity = self.capacity - row
-        c.user_data = _address("uint64_t *", self.user_data) + row
-        c.status = _address("uint16_t *", self.status) + row
-        c.result = _address("uint64_t *", self.result) + row
-        c.latency_ns = _address("uint64_t *", self.latency_ns) + row
+        c.rows = self._rows + row
         return c
 
 

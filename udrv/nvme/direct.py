@@ -14,6 +14,7 @@ from udrv.nvme.backend import Backend, Pair, Step
 from udrv.nvme.interrupts import Vectors
 from udrv.nvme.lifecycle import Lifecycle, State
 from udrv.nvme.pair import PRP_MAX_TRANSFER, QueuePair, StateMapper
+from udrv.nvme.prp import PrpTables
 from udrv.nvme.registers import Registers
 from udrv.nvme.spec import command
 from udrv.nvme.spec.identify import IDENTIFY_SIZE, decode_id_ctrl
@@ -81,6 +82,7 @@ class DirectBackend(Backend):
             eventfd=self._vectors.eventfd(0) if len(self._vectors) else -1,
         )
         life.enable(entries=ADMIN_ENTRIES, sq_iova=pair.sq_iova, cq_iova=pair.cq_iova)
+        self._tables = PrpTables(self.memory)
         self._admin = AdminQueue(pair, self.memory, life)
 
         life.enter(State.IDENTIFY)
@@ -144,6 +146,7 @@ class DirectBackend(Backend):
             max_transfer=self.max_transfer,
             doorbells=self._registers.doorbells(qid),
             eventfd=self._vectors.eventfd(qid) if interrupt else -1,
+            tables=self._tables,
         )
 
     def attach(self, pair: Pair) -> None:

@@ -217,7 +217,7 @@ class Namespace:
         with self.controller.lease_queue() as (queue, batch):
             batch.bind(self, buffer)
             batch.opcode[:] = opcode
-            batch.set_control(control)
+            batch.control[:] = control
             done = 0
             while done < blocks:
                 n = min(-(-(blocks - done) // per), batch.capacity)

@@ -30,6 +30,7 @@ from udrv.memory import Buffer, DmaMemory, Region
 
 if TYPE_CHECKING:
     from udrv.nvme.namespace import Namespace
+    from udrv.nvme.prp import PrpTables
 
 SQE_SIZE = 64
 CQE_SIZE = 16
@@ -127,6 +128,7 @@ class QueuePair:
     max_transfer: bytes that one command may move.
     doorbells: addresses of the SQ tail and the CQ head doorbell.
     eventfd: of the interrupt vector, or -1 for a polled queue.
+    tables: PRP lists of the memory's pools; None: each command writes its own.
     """
 
     def __init__(
@@ -140,6 +142,7 @@ class QueuePair:
         max_transfer: int,
         doorbells: tuple[int, int],
         eventfd: int = -1,
+        tables: PrpTables | None = None,
     ) -> None:
         entries = operator.index(entries)  # a numpy uint16 would overflow in the sizes below
         self.device = device
@@ -148,6 +151,7 @@ class QueuePair:
         self.depth = entries - 1
         self.max_transfer = min(max_transfer, PRP_MAX_TRANSFER)
         self.eventfd = eventfd
+        self._tables = tables
         self.submit_c = lib.udrv_qp_submit
         self.on_device = False
         self.where = f"queue {qid}" if qid else "admin queue"
@@ -257,8 +261,9 @@ class QueuePair:
             batch.iova = buffer.iova
             batch.pool_id = buffer.pool.id
             batch.pool_offset = buffer.pool_offset
+            batch.prp_table = self._tables.iova(buffer.pool) if self._tables is not None else 0
         else:
-            batch.iova = batch.pool_id = batch.pool_offset = 0
+            batch.iova = batch.pool_id = batch.pool_offset = batch.prp_table = 0
 
     def counters(self) -> dict[str, int]:
         """Totals since creation: submitted, completed, consumed, doorbell writes, anomalies."""

@@ -36,20 +36,11 @@ struct rig {
 	uint32_t cq_tail;
 	uint32_t cq_phase;
 
-	/* columns */
 	struct udrv_batch batch;
-	uint8_t opcode[RIG_COLUMNS];
-	uint64_t slba[RIG_COLUMNS];
-	uint32_t nlb[RIG_COLUMNS];
-	uint64_t offset[RIG_COLUMNS];
-	uint64_t user_data[RIG_COLUMNS];
-	uint16_t control[RIG_COLUMNS];
+	struct udrv_command cmd[RIG_COLUMNS];
 
 	struct udrv_completions out;
-	uint64_t out_user_data[RIG_COLUMNS];
-	uint64_t out_result[RIG_COLUMNS];
-	uint64_t out_latency_ns[RIG_COLUMNS];
-	uint16_t out_status[RIG_COLUMNS];
+	struct udrv_completion done[RIG_COLUMNS];
 };
 
 /* A page-aligned area of exactly `size` bytes, zeroed. */
@@ -101,26 +92,18 @@ static inline struct rig *rig_new(uint32_t entries, int eventfd)
 		.len = RIG_LEN,
 		.pool_offset = 0x1000,
 		.slot = 11,
-		.opcode = r->opcode,
-		.slba = r->slba,
-		.nlb = r->nlb,
-		.offset = r->offset,
-		.user_data = r->user_data,
-		.control = r->control,
+		.commands = r->cmd,
 	};
 	for (i = 0; i < RIG_COLUMNS; i++) {
-		r->opcode[i] = NVME_CMD_READ;
-		r->slba[i] = i * 8;
-		r->nlb[i] = 8;
-		r->offset[i] = i * 4096ull;
-		r->user_data[i] = 0xfeed00000000ull + i;
+		r->cmd[i].opcode = NVME_CMD_READ;
+		r->cmd[i].slba = i * 8;
+		r->cmd[i].nlb = 8;
+		r->cmd[i].offset = i * 4096ull;
+		r->cmd[i].user_data = 0xfeed00000000ull + i;
 	}
 	r->out = (struct udrv_completions){
 		.capacity = RIG_COLUMNS,
-		.user_data = r->out_user_data,
-		.result = r->out_result,
-		.latency_ns = r->out_latency_ns,
-		.status = r->out_status,
+		.rows = r->done,
 	};
 	return r;
 }

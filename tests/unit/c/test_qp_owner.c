@@ -50,9 +50,8 @@ static void *submit_and_reap(void *arg)
 
 	/* the columns are only read: two threads may share them; reaping goes to own columns */
 	for (tries = 0; tries < 20000; tries++) {
-		uint64_t user_data[8], result[8], latency[8];
-		uint16_t status[8];
-		struct udrv_completions out = { 8, 0, user_data, result, latency, status };
+		struct udrv_completion rows[8];
+		struct udrv_completions out = { .capacity = 8, .rows = rows };
 		uint32_t bad;
 		int n;
 

@@ -11,11 +11,11 @@ TEST(a_completion_brings_back_what_was_submitted)
 	CHECK(rig_fetch(r, &sqe));
 	rig_post(r, sqe_cid(&sqe), RIG_QID, 0x7abc, 0x1122334455667788ull);
 	CHECK_EQ(udrv_qp_reap(r->qp, &r->out, 3, 1), 1);
-	CHECK_EQ(r->out_user_data[3], r->user_data[5]);
-	CHECK_EQ(r->out_result[3], 0x1122334455667788ull);
-	CHECK_EQ(r->out_status[3], 0x7abc);
-	CHECK(r->out_latency_ns[3] < 60ull * 1000000000);
-	CHECK(!r->out_user_data[2] && !r->out_user_data[4]);
+	CHECK_EQ(r->done[3].user_data, r->cmd[5].user_data);
+	CHECK_EQ(r->done[3].result, 0x1122334455667788ull);
+	CHECK_EQ(r->done[3].status, 0x7abc);
+	CHECK(r->done[3].latency_ns < 60ull * 1000000000);
+	CHECK(!r->done[2].user_data && !r->done[4].user_data);
 	CHECK_EQ(udrv_qp_slot_inflight(r->qp, 11), 0);
 	rig_free(r);
 }
@@ -56,7 +56,7 @@ TEST(rings_wrap_in_any_order)
 			int n;
 
 			for (j = 0; j < want; j++)
-				r->user_data[j] = sent + j;
+				r->cmd[j].user_data = sent + j;
 			n = rig_submit(r, 0, want);
 			CHECK(n >= 0);
 			for (j = 0; j < (uint32_t)n; j++)
@@ -73,7 +73,7 @@ TEST(rings_wrap_in_any_order)
 			n = rig_reap(r, (uint32_t)(next_random(&rng) % 8));
 			CHECK(n >= 0);
 			for (j = 0; j < (uint32_t)n; j++)
-				sum_got += r->out_user_data[j];
+				sum_got += r->done[j].user_data;
 			got += (uint64_t)n;
 			CHECK_EQ(udrv_qp_inflight(r->qp), sent - got);
 			CHECK_EQ(udrv_qp_slot_inflight(r->qp, 11), sent - got);
@@ -86,7 +86,7 @@ TEST(rings_wrap_in_any_order)
 
 			CHECK(n > 0);
 			for (j = 0; j < n; j++)
-				sum_got += r->out_user_data[j];
+				sum_got += r->done[j].user_data;
 			got += (uint64_t)n;
 		}
 		CHECK_EQ(sum_got, sum_sent);
@@ -154,7 +154,7 @@ TEST(a_duplicate_completes_nothing_twice)
 	CHECK(rig_fetch(r, &sqe));
 	rig_post(r, sqe_cid(&sqe), RIG_QID, 0, 0);
 	CHECK_EQ(rig_reap(r, 8), 1);
-	CHECK_EQ(r->out_user_data[0], r->user_data[1]);
+	CHECK_EQ(r->done[0].user_data, r->cmd[1].user_data);
 	rig_free(r);
 }
 
@@ -219,7 +219,7 @@ TEST(random_entries_never_break_the_books)
 		for (i = 0; i < 15; i++)
 			live += r->qp->trackers[i].state == UDRV_TRACKER_INFLIGHT;
 		for (i = 0; i < r->shared->nr_free; i++)
-			CHECK_EQ(r->qp->trackers[r->qp->free[i]].state, UDRV_TRACKER_FREE);
+			CHECK_EQ(r->qp->trackers[r->qp->free[i] / sizeof(struct udrv_tracker)].state, UDRV_TRACKER_FREE);
 		for (i = 0; i < UDRV_QP_SLOTS; i++)
 			in_slot += udrv_qp_slot_inflight(r->qp, (uint16_t)i);
 		CHECK_EQ(live, udrv_qp_inflight(r->qp));

@@ -73,11 +73,10 @@ TEST(a_read_is_the_entry_that_the_specification_says)
 	struct rig *r = rig_new(8, -1);
 	struct nvme_sqe sqe, zero = { 0 };
 
-	r->slba[0] = 0x123456789ull;
-	r->nlb[0] = 16;
-	r->offset[0] = 0x2004;
-	r->control[0] = 1u << 14;	/* FUA */
-	memset(r->sq, 0xff, 64);	/* what an earlier command left */
+	r->cmd[0].slba = 0x123456789ull;
+	r->cmd[0].nlb = 16;
+	r->cmd[0].offset = 0x2004;
+	r->cmd[0].control = 1u << 14;	/* FUA */
 	CHECK_EQ(rig_submit(r, 0, 1), 1);
 	CHECK_EQ(r->sq_doorbell, 1);
 	CHECK(rig_fetch(r, &sqe));
@@ -98,11 +97,10 @@ TEST(a_flush_carries_no_data_and_no_blocks)
 	struct rig *r = rig_new(8, -1);
 	struct nvme_sqe sqe;
 
-	r->opcode[0] = NVME_CMD_FLUSH;
-	r->slba[0] = UINT64_MAX;	/* columns that a flush has no use for */
-	r->nlb[0] = UINT32_MAX;
-	r->control[0] = 0xffff;
-	memset(r->sq, 0xff, 64);
+	r->cmd[0].opcode = NVME_CMD_FLUSH;
+	r->cmd[0].slba = UINT64_MAX;	/* columns that a flush has no use for */
+	r->cmd[0].nlb = UINT32_MAX;
+	r->cmd[0].control = 0xffff;
 	CHECK_EQ(rig_submit(r, 0, 1), 1);
 	CHECK(rig_fetch(r, &sqe));
 	CHECK_EQ(sqe.cdw0 & 0xffff, NVME_CMD_FLUSH);
@@ -113,15 +111,65 @@ TEST(a_flush_carries_no_data_and_no_blocks)
 	rig_free(r);
 }
 
-TEST(no_control_column_means_zero)
+TEST(a_raw_command_leaves_nothing_behind_for_the_batch_path)
 {
-	struct rig *r = rig_new(8, -1);
-	struct nvme_sqe sqe;
+	struct rig *r = rig_new(4, -1);
+	struct nvme_sqe raw, sqe;
+	int i;
 
-	r->batch.control = NULL;
-	CHECK_EQ(rig_submit(r, 0, 1), 1);
-	CHECK(rig_fetch(r, &sqe));
-	CHECK_EQ(sqe.cdw12, 7);
+	memset(&raw, 0xa5, sizeof(raw));
+	for (i = 0; i < 4; i++) {	/* once around the ring */
+		CHECK_EQ(udrv_qp_submit_raw(r->qp, &raw, RIG_IOVA, 0, 0, 0, 12, 0), 1);
+		CHECK_EQ(rig_serve(r), 1);
+		CHECK_EQ(rig_reap(r, 1), 1);
+	}
+	for (i = 0; i < 4; i++) {
+		CHECK_EQ(rig_submit(r, 0, 3), 3);
+		while (rig_fetch(r, &sqe)) {
+			CHECK(!(sqe.cdw2 | sqe.cdw3 | sqe.cdw13 | sqe.cdw14 | sqe.cdw15));
+			CHECK(!sqe.mptr);
+			CHECK_EQ(sqe.cdw12, 7);
+			rig_post(r, sqe_cid(&sqe), RIG_QID, 0, 0);
+		}
+		CHECK_EQ(rig_reap(r, 3), 3);
+	}
+	rig_free(r);
+}
+
+/* What a shape was found to allow must not be taken for another's. */
+TEST(each_change_of_shape_is_checked)
+{
+	struct rig *r = rig_new(16, -1);
+	uint32_t bad, i, j;
+	/* after a good read: the complement of a shape, no blocks, an unknown opcode, too long */
+	static const struct udrv_command wrong[] = {
+		{ .nlb = 0, .opcode = NVME_CMD_READ },
+		{ .nlb = 8, .opcode = 0xff },
+		{ .nlb = 8, .opcode = 3 },
+		{ .nlb = (RIG_MAX_TRANSFER >> 9) + 1, .opcode = NVME_CMD_WRITE },
+		{ .shape = ~(8ull | (uint64_t)NVME_CMD_READ << 48) },
+		{ .shape = ~8ull },	/* of the flush below */
+		{ .shape = ~0ull },
+	};
+
+	for (i = 0; i < ARRAY_SIZE(wrong); i++) {
+		for (j = 0; j < 4; j++) {
+			/* it comes first, or after a read, a flush, or both */
+			uint32_t n = 0;
+
+			if (j & 1)
+				r->cmd[n++] = (struct udrv_command){ .nlb = 8,
+								     .opcode = NVME_CMD_READ };
+			if (j & 2)
+				r->cmd[n++] = (struct udrv_command){ .nlb = 8 };
+			r->cmd[n] = wrong[i];
+			bad = UINT32_MAX;
+			CHECK(udrv_qp_submit(r->qp, &r->batch, 0, n + 1, &bad) < 0);
+			CHECK_EQ(bad, n);
+			CHECK_EQ(udrv_qp_inflight(r->qp), 0);
+			CHECK_EQ(r->sq_doorbell, 0);
+		}
+	}
 	rig_free(r);
 }
 
@@ -138,12 +186,12 @@ TEST(prps_describe_exactly_the_data)
 		for (i = 0; i < ARRAY_SIZE(blocks); i++) {
 			struct nvme_sqe sqe;
 
-			r->nlb[0] = blocks[i];
-			r->offset[0] = 3 * NVME_PAGE_SIZE + start;
+			r->cmd[0].nlb = blocks[i];
+			r->cmd[0].offset = 3 * NVME_PAGE_SIZE + start;
 			memset(r->prp, 0xff, 2 * NVME_PAGE_SIZE);
 			CHECK_EQ(rig_submit(r, 0, 1), 1);
 			CHECK(rig_fetch(r, &sqe));
-			check_prps(r, &sqe, RIG_IOVA + r->offset[0], blocks[i] * 512ull);
+			check_prps(r, &sqe, RIG_IOVA + r->cmd[0].offset, blocks[i] * 512ull);
 			rig_post(r, sqe_cid(&sqe), RIG_QID, 0, 0);
 			CHECK_EQ(rig_reap(r, 8), 1);
 		}
@@ -158,15 +206,15 @@ TEST(every_command_has_a_prp_page_of_its_own)
 	uint32_t i;
 
 	for (i = 0; i < 31; i++) {
-		r->nlb[i] = 4096;
-		r->offset[i] = i * 0x200000ull + 4 * i;
+		r->cmd[i].nlb = 4096;
+		r->cmd[i].offset = i * 0x200000ull + 4 * i;
 	}
 	CHECK_EQ(rig_submit(r, 0, 31), 31);
 	for (i = 0; i < 31; i++)
 		CHECK(rig_fetch(r, &sqe[i]));
 	/* looked at after all were written: one that overwrote another is seen */
 	for (i = 0; i < 31; i++)
-		check_prps(r, &sqe[i], RIG_IOVA + r->offset[i], 4096 * 512ull);
+		check_prps(r, &sqe[i], RIG_IOVA + r->cmd[i].offset, 4096 * 512ull);
 	rig_free(r);
 }
 
@@ -211,16 +259,16 @@ TEST(a_bad_row_anywhere_posts_nothing)
 		for (at = 20; at < 28; at++) {
 			struct nvme_sqe posted[3];
 			struct udrv_qp_shared before = *r->shared;
-			uint8_t opcode = r->opcode[at];
-			uint64_t slba = r->slba[at], offset = r->offset[at];
-			uint32_t nlb = r->nlb[at], bad = 0, cid;
+			uint8_t opcode = r->cmd[at].opcode;
+			uint64_t slba = r->cmd[at].slba, offset = r->cmd[at].offset;
+			uint32_t nlb = r->cmd[at].nlb, bad = 0, cid;
 
 			memcpy(posted, r->sq, sizeof(posted));
 			memcpy(qp_before, r->qp, sizeof(*qp_before));
-			r->opcode[at] = b->opcode;
-			r->slba[at] = b->slba;
-			r->nlb[at] = b->nlb;
-			r->offset[at] = b->offset;
+			r->cmd[at].opcode = b->opcode;
+			r->cmd[at].slba = b->slba;
+			r->cmd[at].nlb = b->nlb;
+			r->cmd[at].offset = b->offset;
 			CHECK_EQ(udrv_qp_submit(r->qp, &r->batch, 20, 8, &bad), b->error);
 			CHECK_EQ(bad, at);
 			CHECK_EQ(r->sq_doorbell, 3);
@@ -231,10 +279,10 @@ TEST(a_bad_row_anywhere_posts_nothing)
 			for (cid = 0; cid < 15; cid++)
 				CHECK_EQ(r->qp->trackers[cid].state != UDRV_TRACKER_FREE,
 					 cid < 3);
-			r->opcode[at] = opcode;
-			r->slba[at] = slba;
-			r->nlb[at] = nlb;
-			r->offset[at] = offset;
+			r->cmd[at].opcode = opcode;
+			r->cmd[at].slba = slba;
+			r->cmd[at].nlb = nlb;
+			r->cmd[at].offset = offset;
 		}
 	}
 	/* and the pair works on: all the rest fits */
@@ -249,11 +297,11 @@ TEST(the_last_block_and_the_last_byte_are_allowed)
 {
 	struct rig *r = rig_new(8, -1);
 
-	r->slba[0] = RIG_NSZE - 8;
-	r->offset[0] = RIG_LEN - 4096;
-	r->slba[1] = 0;
-	r->nlb[1] = 4096;		/* 2 MiB: the largest transfer */
-	r->offset[1] = RIG_LEN - (2u << 20);
+	r->cmd[0].slba = RIG_NSZE - 8;
+	r->cmd[0].offset = RIG_LEN - 4096;
+	r->cmd[1].slba = 0;
+	r->cmd[1].nlb = 4096;		/* 2 MiB: the largest transfer */
+	r->cmd[1].offset = RIG_LEN - (2u << 20);
 	CHECK_EQ(rig_submit(r, 0, 2), 2);
 	rig_free(r);
 }
@@ -335,8 +383,12 @@ TEST(a_raw_command_goes_as_it_is)
 	t = &r->qp->trackers[sqe_cid(&sqe)];
 	CHECK_EQ(t->user_data, 99);
 	CHECK_EQ(t->len, 4096);
-	CHECK_EQ(t->pool_offset, 0x44);
+	CHECK_EQ(t->offset, 0);
 	CHECK_EQ(t->slot, 12);
+	CHECK_EQ(r->qp->slots[12].pool_id, 5);
+	CHECK_EQ(r->qp->slots[12].pool_offset, 0x44);
+	/* a slot is one buffer's until its last command is done */
+	CHECK_EQ(udrv_qp_submit_raw(r->qp, &raw, RIG_IOVA, 4, 5, 0x48, 12, 0), -UDRV_EINVAL);
 	CHECK_EQ(udrv_qp_slot_inflight(r->qp, 12), 1);
 	raw.cdw0 = (raw.cdw0 & 0xffff) | (uint32_t)sqe_cid(&sqe) << 16;
 	raw.prp1 = sqe.prp1;
@@ -358,7 +410,9 @@ static const struct test tests[] = {
 	{ "a_read_is_the_entry_that_the_specification_says",
 	  a_read_is_the_entry_that_the_specification_says },
 	{ "a_flush_carries_no_data_and_no_blocks", a_flush_carries_no_data_and_no_blocks },
-	{ "no_control_column_means_zero", no_control_column_means_zero },
+	{ "a_raw_command_leaves_nothing_behind_for_the_batch_path",
+	  a_raw_command_leaves_nothing_behind_for_the_batch_path },
+	{ "each_change_of_shape_is_checked", each_change_of_shape_is_checked },
 	{ "prps_describe_exactly_the_data", prps_describe_exactly_the_data },
 	{ "every_command_has_a_prp_page_of_its_own", every_command_has_a_prp_page_of_its_own },
 	{ "a_bad_row_anywhere_posts_nothing", a_bad_row_anywhere_posts_nothing },

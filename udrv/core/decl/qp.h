@@ -9,6 +9,7 @@
 #define UDRV_EALIGN ...
 #define UDRV_EINVAL ...
 #define UDRV_QP_SLOTS ...
+#define UDRV_QP_UNTIMED ...
 #define UDRV_QP_PRP_MAX_TRANSFER ...
 #define UDRV_SPIN_ONLY ...
 
@@ -31,6 +32,7 @@ struct udrv_qp_shared {
 	uint16_t nr_trackers;
 	uint32_t trackers_offset;
 	uint32_t free_offset;
+	uint32_t slots_offset;
 	uint32_t size;
 	uint32_t sq_posted;
 	uint32_t sq_rung;
@@ -58,6 +60,7 @@ struct udrv_qp_config {
 	uint16_t entries;
 	int32_t eventfd;
 	uint32_t max_transfer;
+	uint32_t flags;
 	void *shared;
 	void *sq;
 	void *cq;
@@ -65,6 +68,16 @@ struct udrv_qp_config {
 	uint64_t prp_iova;
 	void *sq_doorbell;
 	void *cq_doorbell;
+	...;
+};
+
+struct udrv_command {
+	uint64_t slba;
+	uint64_t offset;
+	uint64_t user_data;
+	uint32_t nlb;
+	uint16_t control;
+	uint8_t opcode;
 	...;
 };
 
@@ -77,22 +90,23 @@ struct udrv_batch {
 	uint64_t iova;
 	uint64_t len;
 	uint64_t pool_offset;
+	uint64_t prp_table;
+	const struct udrv_command *commands;
 	uint16_t slot;
-	const uint8_t *opcode;
-	const uint64_t *slba;
-	const uint32_t *nlb;
-	const uint64_t *offset;
-	const uint64_t *user_data;
-	const uint16_t *control;
+	...;
+};
+
+struct udrv_completion {
+	uint64_t user_data;
+	uint64_t result;
+	uint64_t latency_ns;
+	uint16_t status;
 	...;
 };
 
 struct udrv_completions {
 	uint32_t capacity;
-	uint64_t *user_data;
-	uint64_t *result;
-	uint64_t *latency_ns;
-	uint16_t *status;
+	struct udrv_completion *rows;
 	...;
 };
 

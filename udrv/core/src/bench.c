@@ -24,15 +24,8 @@ static size_t lay_out(struct udrv_bench_loop *l, char *base, uint32_t depth)
 	} while (0)
 	COLUMN(l->slots);
 	COLUMN(l->free);
-	COLUMN(l->opcode);
-	COLUMN(l->slba);
-	COLUMN(l->nlb);
-	COLUMN(l->offset);
-	COLUMN(l->user_data);
-	COLUMN(l->out.user_data);
-	COLUMN(l->out.result);
-	COLUMN(l->out.latency_ns);
-	COLUMN(l->out.status);
+	COLUMN(l->commands);
+	COLUMN(l->out.rows);
 #undef COLUMN
 	return at;
 }
@@ -139,12 +132,7 @@ int udrv_bench_run(struct udrv_bench_job *j)
 	lay_out(&l, j->scratch, j->iodepth);
 	l.batch = *j->base;
 	l.batch.capacity = j->iodepth;
-	l.batch.opcode = l.opcode;
-	l.batch.slba = l.slba;
-	l.batch.nlb = l.nlb;
-	l.batch.offset = l.offset;
-	l.batch.user_data = l.user_data;
-	l.batch.control = NULL;
+	l.batch.commands = l.commands;
 	l.out.capacity = j->iodepth;
 	l.unit_bytes = (uint64_t)j->unit_blocks << l.batch.lba_shift;
 	for (i = 0; i < j->iodepth; i++)

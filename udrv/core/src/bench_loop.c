@@ -99,11 +99,13 @@ static uint32_t fill(struct udrv_bench_loop *l, uint64_t now)
 		s->intent_ns = l->next_ns;
 		if (l->open)
 			udrv_bench_next_arrival(l, j->process, j->rate_iops);
-		l->opcode[n] = s->write ? NVME_CMD_WRITE : NVME_CMD_READ;
-		l->slba[n] = j->start_block + s->unit * j->unit_blocks;
-		l->nlb[n] = j->unit_blocks;
-		l->offset[n] = (uint64_t)piece * j->buffer_stride;
-		l->user_data[n] = piece;
+		l->commands[n] = (struct udrv_command){
+			.opcode = s->write ? NVME_CMD_WRITE : NVME_CMD_READ,
+			.slba = j->start_block + s->unit * j->unit_blocks,
+			.nlb = j->unit_blocks,
+			.offset = (uint64_t)piece * j->buffer_stride,
+			.user_data = piece,
+		};
 		n++;
 	}
 	return n;
@@ -124,7 +126,7 @@ static int issue(struct udrv_bench_loop *l, uint32_t n)
 		l->progress_ns = before;
 	n = (uint32_t)ret < n ? (uint32_t)ret : n;
 	for (i = 0; i < n; i++) {
-		struct udrv_bench_slot *s = &l->slots[l->user_data[i]];
+		struct udrv_bench_slot *s = &l->slots[l->commands[i].user_data];
 
 		s->slat_ns = after - before;
 		if (!l->open) {
@@ -150,14 +152,15 @@ static void complete(struct udrv_bench_loop *l, uint32_t n, uint64_t now)
 	uint32_t i;
 
 	for (i = 0; i < n; i++) {
-		uint32_t piece = (uint32_t)l->out.user_data[i];
+		const struct udrv_completion *done = &l->out.rows[i];
+		uint32_t piece = (uint32_t)done->user_data;
 		const struct udrv_bench_slot *s = &l->slots[piece];
 		struct udrv_bench_direction *d = &r->dir[s->write];
-		int failed = l->out.status[i] & 0x7ff;	/* SCT and SC: 0 is success */
+		int failed = done->status & 0x7ff;	/* SCT and SC: 0 is success */
 
 		if (unlikely(failed)) {
 			if (!(r->dir[0].errors + r->dir[1].errors)) {
-				r->first_status = l->out.status[i];
+				r->first_status = done->status;
 				r->first_opcode = s->write ? NVME_CMD_WRITE : NVME_CMD_READ;
 				r->first_error_slba =
 					l->job->start_block + s->unit * l->job->unit_blocks;
@@ -167,7 +170,7 @@ static void complete(struct udrv_bench_loop *l, uint32_t n, uint64_t now)
 			d->ios++;
 			d->bytes += l->unit_bytes;
 			udrv_hist_record(&d->slat, s->slat_ns);
-			udrv_hist_record(&d->clat, l->out.latency_ns[i]);
+			udrv_hist_record(&d->clat, done->latency_ns);
 			udrv_hist_record(&d->lat, now - s->intent_ns);
 		}
 		if (udrv_bench_verifies(l))

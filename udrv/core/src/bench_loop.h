@@ -30,11 +30,7 @@ struct udrv_bench_loop {
 	struct udrv_batch batch;
 	struct udrv_completions out;
 	uint32_t *free;		/* LIFO: the piece used last is the warmest */
-	uint8_t *opcode;
-	uint64_t *slba;
-	uint32_t *nlb;
-	uint64_t *offset;
-	uint64_t *user_data;
+	struct udrv_command *commands;
 	struct udrv_rng where;	/* offsets and mix */
 	struct udrv_rng when;	/* arrivals: apart, so that the rate does not change the offsets */
 	uint64_t start_ticks;

@@ -36,49 +36,90 @@ void udrv_qp_close(struct udrv_qp *qp)
 
 /* --- submission -------------------------------------------------------------------------- */
 
-/* Fill in the PRPs of `len` > 0 bytes at `iova`; the list page is the tracker's own. */
-static inline void set_prps(struct nvme_sqe *sqe, uint64_t *lists, uint64_t lists_iova,
-			    uint32_t cid, uint64_t iova, uint32_t len)
-{
-	uint32_t end = (uint32_t)(iova & NVME_PAGE_MASK) + len;	/* from the first page's start */
-	uint64_t page;
-	uint64_t *list;
-	uint32_t i, n;
-
-	sqe->prp1 = iova;
-	if (likely(end <= NVME_PAGE_SIZE)) {
-		sqe->prp2 = 0;
-		return;
-	}
-	page = (iova & ~(uint64_t)NVME_PAGE_MASK) + NVME_PAGE_SIZE;
-	if (end <= 2 * NVME_PAGE_SIZE) {
-		sqe->prp2 = page;
-		return;
-	}
-	/* at most one page of entries: len <= max_transfer <= UDRV_QP_PRP_MAX_TRANSFER */
-	n = (end - 1) >> NVME_PAGE_SHIFT;
-	list = lists + (size_t)cid * (NVME_PAGE_SIZE / 8);
-	for (i = 0; i < n; i++, page += NVME_PAGE_SIZE)
-		list[i] = page;
-	sqe->prp2 = lists_iova + ((uint64_t)cid << NVME_PAGE_SHIFT);
-}
+/*
+ * What the checks cost can be counted with and without them (benches/instructions.py). Never build
+ * a driver without.
+ */
+#ifndef UDRV_CHECKS
+#define UDRV_CHECKS 1
+#endif
+#define refuse_if(cond) (UDRV_CHECKS && unlikely(cond))
 
 static inline uint32_t ring_next(const struct udrv_qp *qp, uint32_t i)
 {
 	return unlikely(++i == qp->entries) ? 0 : i;
 }
 
-/* Tell the device of the `n` commands posted last; their ids are the n above the free stack's top. */
+#define CID_SHIFT 6	/* a tracker's byte offset is its CID times 64 */
+static_assert(sizeof(struct udrv_tracker) == 1 << CID_SHIFT, "see udrv_qp.free");
+static_assert(UDRV_QP_PRP_MAX_TRANSFER < 1 << 24, "a tracker's len has 24 bits");
+
+static inline struct udrv_tracker *tracker_at(struct udrv_tracker *trackers, uint64_t byte_offset)
+{
+	return (struct udrv_tracker *)((char *)trackers + byte_offset);
+}
+
+/*
+ * PRP2 of `len` bytes at prp1 that cross a page boundary. `table` is the IOVA of the entry of
+ * PRP1's page in its pool's PRP table, or 0.
+ */
+static inline uint64_t prp2_of(const struct udrv_qp *qp, uint64_t cid, uint64_t prp1, uint64_t len,
+			       uint64_t table)
+{
+	uint64_t page = (prp1 & ~(uint64_t)NVME_PAGE_MASK) + NVME_PAGE_SIZE;
+	/* at most one page of entries: len <= max_transfer <= UDRV_QP_PRP_MAX_TRANSFER */
+	uint64_t n = (prp1 + len - 1 - page) / NVME_PAGE_SIZE + 1;
+	uint64_t *list, *end;
+
+	if (n == 1)
+		return page;
+	if (table) {
+		table += 8;
+		if (likely((table & NVME_PAGE_MASK) + n * 8 <= NVME_PAGE_SIZE))
+			return table;
+	}
+	list = qp->prp + cid * (NVME_PAGE_SIZE / 8);
+	for (end = list + n; list != end; page += NVME_PAGE_SIZE)
+		*list++ = page;
+	return qp->prp_iova + (cid << NVME_PAGE_SHIFT);
+}
+
+/* The PRP2 of a batch's command whose data crosses a page boundary. */
+static __attribute__((noinline)) void set_prp2(const struct udrv_qp *qp, const struct udrv_batch *b,
+					       struct nvme_sqe *sqe, uint64_t len)
+{
+	uint64_t table = b->prp_table;
+
+	if (table)
+		table += (b->pool_offset + (sqe->prp1 - b->iova)) / NVME_PAGE_SIZE * 8;
+	sqe->prp2 = prp2_of(qp, sqe->cdw0 >> 16, sqe->prp1, len, table);
+}
+
+/* Data that starts further into a page than this crosses its end. */
+static inline int64_t last_in_page(uint64_t len)
+{
+	return (int64_t)NVME_PAGE_SIZE - (int64_t)len;
+}
+
+static inline int crosses_page(uint64_t prp1, int64_t last)
+{
+	return (int64_t)(prp1 & NVME_PAGE_MASK) > last;
+}
+
+/* Tell the device of the `n` commands posted last; their trackers are the n above the free stack. */
 static inline void ring_sq(struct udrv_qp *qp, uint32_t n)
 {
 	struct udrv_qp_shared *sh = qp->shared;
-	struct udrv_tracker *const trackers = qp->trackers;
-	const uint16_t *cid = qp->free + sh->nr_free, *const end = cid + n;
-	uint64_t now = udrv_ticks();
 
-	do
-		trackers[*cid].submit_ticks = now;
-	while (++cid != end);
+	if (likely(!(qp->flags & UDRV_QP_UNTIMED))) {
+		const uint32_t *free = qp->free + sh->nr_free, *const end = free + n;
+		struct udrv_tracker *const trackers = qp->trackers;
+		const uint64_t now = udrv_ticks();
+
+#pragma GCC unroll 4
+		for (; free != end; free++)
+			tracker_at(trackers, *free)->submit_ticks = now;
+	}
 	/*
 	 * Entries and PRP lists before the tail: pairs with the device's read of the doorbell
 	 * before its reads of the ring.
@@ -91,111 +132,165 @@ static inline void ring_sq(struct udrv_qp *qp, uint32_t n)
 
 /* What is wrong with a command that the checks below did not let pass: -UDRV_E*. */
 static __attribute__((noinline, cold)) int why_refused(const struct udrv_qp *qp,
-							 const struct udrv_batch *b, uint32_t i)
+							 const struct udrv_batch *b,
+							 const struct udrv_command *row)
 {
-	uint64_t nlb = b->nlb[i];
+	uint64_t nlb = row->nlb;
 	uint64_t len = nlb << b->lba_shift;
 
-	if (b->opcode[i] != NVME_CMD_READ && b->opcode[i] != NVME_CMD_WRITE)
+	if (row->opcode != NVME_CMD_READ && row->opcode != NVME_CMD_WRITE)
 		return -UDRV_EOPCODE;
-	if (!nlb || nlb > b->nsze || b->slba[i] > b->nsze - nlb)
+	if (!nlb || nlb > b->nsze || row->slba > b->nsze - nlb)
 		return -UDRV_ERANGE;
 	if (len > qp->max_transfer)
 		return -UDRV_ESIZE;
-	if (b->offset[i] > b->len || len > b->len - b->offset[i])
+	if (row->offset > b->len || len > b->len - row->offset)
 		return -UDRV_EBUFFER;
 	return -UDRV_EALIGN;
 }
 
-static uint64_t min_u64(uint64_t a, uint64_t b)
+static inline uint8_t shape_opcode(uint64_t shape)
 {
-	return a < b ? a : b;
+	return (uint8_t)(shape >> 48);
+}
+
+/* What is the same in all commands of one shape: of their trackers, and of their entries. */
+static inline uint64_t word_of(uint16_t slot, uint8_t opcode, uint32_t len)
+{
+	return len | (uint64_t)opcode << 24 | (uint64_t)slot << 32 |
+	       (uint64_t)UDRV_TRACKER_INFLIGHT << 48;
+}
+
+static inline uint64_t cdw0_nsid_of(uint32_t nsid, uint8_t opcode)
+{
+	return opcode | (uint64_t)nsid << 32;
+}
+
+/* The fields that the batch path leaves as they are, 0, of the next n entries. */
+static __attribute__((noinline, cold)) void clean_entries(struct udrv_qp *qp, uint32_t n)
+{
+	uint32_t i = qp->shared->sq_posted;
+
+	while (n--) {
+		qp->sq[i].cdw2_3 = 0;
+		qp->sq[i].mptr = 0;
+		i = ring_next(qp, i);
+	}
+}
+
+static __attribute__((noinline, cold)) void post_flush(struct udrv_tracker *t, struct nvme_sqe *sqe,
+							 uint64_t user_data, uint64_t word,
+							 uint64_t cdw0_nsid)
+{
+	t->user_data = user_data;
+	t->slba = 0;
+	t->offset = 0;
+	t->word = word;
+	sqe->cdw0_nsid = cdw0_nsid;
+	sqe->prp1 = 0;
+	sqe->prp2 = 0;
+	sqe->slba = 0;
+	sqe->cdw12_15 = (udrv_u64x2){ 0, 0 };
 }
 
 /*
  * Post commands first .. first + n - 1; n ids are free. Return: 0, or -UDRV_E* and the row in *bad,
  * with nothing posted.
  *
- * Fields are copied to locals because a store to a tracker or to the ring could alias any of them.
- * `has_control` is a constant at both calls: the common loop has no test for it.
+ * Neighbours mostly have the same shape (opcode, length, control): what follows from it is made
+ * when it changes, the checks of the length among it.
  */
-static inline __attribute__((always_inline)) int post(struct udrv_qp *qp,
-						      const struct udrv_batch *b, uint32_t first,
-						      uint32_t n, uint16_t slot, uint32_t *bad,
-						      int has_control)
+static int post(struct udrv_qp *qp, const struct udrv_batch *b, uint32_t first, uint32_t n,
+		uint16_t slot, uint32_t *bad)
 {
-	struct udrv_qp_shared *sh = qp->shared;
-	const uint8_t *const opcodes = b->opcode;
-	const uint64_t *const slbas = b->slba, *const offsets = b->offset;
-	const uint64_t *const user_data = b->user_data;
-	const uint32_t *const nlbs = b->nlb;
-	const uint64_t nsze = b->nsze, buf_len = b->len, iova = b->iova;
-	const uint64_t pool_offset = b->pool_offset, nsid = (uint64_t)b->nsid << 32;
-	const uint32_t lba_shift = b->lba_shift, entries = qp->entries;
-	/* no more blocks than a command, the namespace and the buffer allow; below 2^32 */
-	const uint32_t most = (uint32_t)min_u64(min_u64(qp->max_transfer, buf_len) >> lba_shift,
-						nsze);
-	const uint64_t meta = b->pool_id | (uint64_t)slot << 32 |
-			      (uint64_t)UDRV_TRACKER_INFLIGHT << 56;
+	struct udrv_qp_shared *const sh = qp->shared;
 	struct udrv_tracker *const trackers = qp->trackers;
-	struct nvme_sqe *const sq = qp->sq;
-	uint64_t *const lists = qp->prp;
-	const uint64_t lists_iova = qp->prp_iova;
-	const uint16_t *free = qp->free + sh->nr_free;
-	uint32_t tail = sh->sq_posted;
-	uint32_t i;
+	const struct udrv_command *row = b->commands + first, *end;
+	const uint64_t iova = b->iova;
+	const uint32_t *free = qp->free + sh->nr_free;
+	uint32_t tail = sh->sq_posted, rest = n, run;
+	struct nvme_sqe *sqe = qp->sq + tail;
+	/* what follows from the shape; the first row is a change, and nothing passes with slba_end 0 */
+	uint64_t shape = ~row->shape, slba_end = 0, last_offset = 0, len = 0;
+	uint64_t cdw0_nsid = 0;
+	udrv_u64x2 word = { 0, 0 }, cdw12 = { 0, 0 };
+	int64_t last = 0;
+	uint32_t nlb0;
 
-	for (i = first; i < first + n; i++) {
-		uint64_t opcode = opcodes[i], slba = slbas[i], offset = offsets[i];
-		uint32_t nlb = nlbs[i];
-		uint64_t len = (uint64_t)nlb << lba_shift;
-		uint64_t cid = *--free;
-		struct udrv_tracker *t = &trackers[cid];
-		struct nvme_sqe *sqe = &sq[tail];
+	do {
+		run = qp->entries - tail;	/* to the end of the ring */
+		if (run > rest)
+			run = rest;
+		rest -= run;
+		end = row + run;
+		do {
+			const uint64_t slba = row->slba, offset = row->offset, prp1 = iova + offset;
+			const uint64_t cid64 = *--free;
+			struct udrv_tracker *const t = tracker_at(trackers, cid64);
 
-		if (likely(opcode - 1 <= 1)) {	/* write is 1, read is 2 */
-			/* nlb - 1 wraps to a huge value for 0 */
-			if (unlikely(nlb - 1 >= most || slba > nsze - nlb ||
-				     offset > buf_len - len || ((iova + offset) & 3)))
+			if (unlikely(row->shape != shape))
+				goto new_shape;
+same_shape:
+			if (refuse_if(slba >= slba_end || offset > last_offset || (prp1 & 3)))
 				goto refused;
-			set_prps(sqe, lists, lists_iova, (uint32_t)cid, iova + offset,
-				 (uint32_t)len);
-			sqe->cdw12_13 = nlb - 1;
-			if (has_control)
-				sqe->cdw12 |= (uint32_t)b->control[i] << 16;
-		} else {
-			if (opcode != NVME_CMD_FLUSH)
-				goto refused;
-			slba = len = offset = 0;
-			sqe->prp1 = 0;
+			t->user_data = row->user_data;
+			t->slba = slba;
+			t->offset = offset;
+			t->word_pair = word;
+			sqe->cdw0_nsid = cdw0_nsid + (cid64 << (16 - CID_SHIFT));
+			sqe->prp1 = prp1;
 			sqe->prp2 = 0;
-			sqe->cdw12_13 = 0;
-		}
-		t->user_data = user_data[i];
-		t->slba = slba;
-		t->pool_offset = pool_offset + offset;
-		t->len_nsid = nsid | len;
-		t->meta = meta | opcode << 48;
-
-		sqe->cdw0 = (uint32_t)(opcode | cid << 16);
-		sqe->nsid = (uint32_t)(nsid >> 32);
-		sqe->cdw2 = 0;
-		sqe->cdw3 = 0;
-		sqe->mptr = 0;
-		sqe->slba = slba;
-		sqe->cdw14_15 = 0;
-		if (unlikely(++tail == entries))
+			sqe->slba = slba;
+			sqe->cdw12_15 = cdw12;
+			if (crosses_page(prp1, last))
+				set_prp2(qp, b, sqe, len);
+			continue;
+new_shape:
+			if (shape_opcode(row->shape) == NVME_CMD_FLUSH) {
+				post_flush(t, sqe, row->user_data, word_of(slot, NVME_CMD_FLUSH, 0),
+					   cdw0_nsid_of(b->nsid, NVME_CMD_FLUSH) +
+						   (cid64 << (16 - CID_SHIFT)));
+				continue;
+			}
+			shape = row->shape;
+			/* nlb - 1 wraps to a huge value for 0 */
+			nlb0 = (uint32_t)shape - 1;
+			len = ((uint64_t)nlb0 + 1) << b->lba_shift;
+			if (refuse_if((shape_opcode(shape) != NVME_CMD_READ &&
+				       shape_opcode(shape) != NVME_CMD_WRITE) ||
+				      nlb0 >= b->nsze || len > qp->max_transfer || len > b->len))
+				goto refused;
+			slba_end = b->nsze - nlb0;
+			last_offset = b->len - len;
+			last = last_in_page(len);
+			word[0] = word_of(slot, shape_opcode(shape), (uint32_t)len);
+			cdw0_nsid = cdw0_nsid_of(b->nsid, shape_opcode(shape));
+			cdw12[0] = nlb0 | (shape >> 32 & 0xffff) << 16;
+			goto same_shape;
+		} while (sqe++, ++row != end);
+		tail += run;
+		if (tail == qp->entries) {
 			tail = 0;
-	}
+			sqe = qp->sq;
+		}
+	} while (unlikely(rest));
 	sh->nr_free -= n;
 	sh->sq_posted = tail;
 	return 0;
 refused:
 	/* the device was not told of the ones before it: forget them */
-	for (free++; free < qp->free + sh->nr_free; free++)
-		trackers[*free].state = UDRV_TRACKER_FREE;
-	*bad = i;
-	return why_refused(qp, b, i);
+	free = qp->free + sh->nr_free;
+	for (end = row, row = b->commands + first; row != end; row++)
+		tracker_at(trackers, *--free)->state = UDRV_TRACKER_FREE;
+	*bad = (uint32_t)(end - b->commands);
+	return why_refused(qp, b, end);
+}
+
+/* Note where the slot's data lies. */
+static inline void set_slot(struct udrv_qp *qp, uint16_t slot, uint32_t nsid, uint32_t pool_id,
+			    uint64_t pool_offset)
+{
+	qp->slots[slot] = (struct udrv_qp_slot){ nsid, pool_id, pool_offset };
 }
 
 int __udrv_qp_submit(struct udrv_qp *qp, const struct udrv_batch *b, uint32_t first,
@@ -212,9 +307,12 @@ int __udrv_qp_submit(struct udrv_qp *qp, const struct udrv_batch *b, uint32_t fi
 		return -UDRV_EINVAL;
 	if (unlikely(!n))
 		return 0;
-	ret = b->control ? post(qp, b, first, n, slot, bad, 1) : post(qp, b, first, n, slot, bad, 0);
+	if (unlikely(qp->sq_dirty))
+		clean_entries(qp, n);
+	ret = post(qp, b, first, n, slot, bad);
 	if (unlikely(ret))
 		return ret;
+	set_slot(qp, slot, b->nsid, b->pool_id, b->pool_offset);
 	sh->submitted += n;
 	qp->slot_inflight[slot] += n;
 	qp->inflight += n;
@@ -238,9 +336,10 @@ int udrv_qp_submit_raw(struct udrv_qp *qp, const struct nvme_sqe *src, uint64_t 
 		       uint32_t pool_id, uint64_t pool_offset, uint16_t slot, uint64_t user_data)
 {
 	struct udrv_qp_shared *sh = qp->shared;
+	const struct udrv_qp_slot *place;
 	struct udrv_tracker *t;
 	struct nvme_sqe *sqe;
-	uint16_t cid;
+	uint64_t cid;
 	int ret;
 
 	if (slot >= UDRV_QP_SLOTS)
@@ -252,27 +351,32 @@ int udrv_qp_submit_raw(struct udrv_qp *qp, const struct nvme_sqe *src, uint64_t 
 	ret = udrv_qp_enter(qp);
 	if (ret)
 		return ret;
+	place = &qp->slots[slot];
+	if (qp->slot_inflight[slot] && (place->nsid != src->nsid || place->pool_id != pool_id ||
+					place->pool_offset != pool_offset)) {
+		udrv_qp_leave(qp);
+		return -UDRV_EINVAL;
+	}
 	if (!sh->nr_free) {
 		udrv_qp_leave(qp);
 		return -UDRV_EFULL;
 	}
-	cid = qp->free[--sh->nr_free];
+	set_slot(qp, slot, src->nsid, pool_id, pool_offset);
+	cid = qp->free[--sh->nr_free] >> CID_SHIFT;
 	t = &qp->trackers[cid];
 	t->user_data = user_data;
-	t->slba = src->cdw10 | (uint64_t)src->cdw11 << 32;
-	t->pool_offset = pool_offset;
-	t->len = len;
-	t->nsid = src->nsid;
-	t->pool_id = pool_id;
-	t->slot = slot;
-	t->opcode = (uint8_t)src->cdw0;
-	t->state = UDRV_TRACKER_INFLIGHT;
+	t->slba = src->slba;
+	t->offset = 0;
+	t->word = word_of(slot, (uint8_t)src->cdw0, len);
 
 	sqe = &qp->sq[sh->sq_posted];
 	*sqe = *src;
 	sqe->cdw0 = (src->cdw0 & 0xffff) | (uint32_t)cid << 16;
-	if (len)
-		set_prps(sqe, qp->prp, qp->prp_iova, cid, iova, len);
+	if (len) {
+		sqe->prp1 = iova;
+		sqe->prp2 = crosses_page(iova, last_in_page(len)) ? prp2_of(qp, cid, iova, len, 0) : 0;
+	}
+	qp->sq_dirty = 1;
 	sh->sq_posted = ring_next(qp, sh->sq_posted);
 	sh->submitted++;
 	qp->slot_inflight[slot]++;
@@ -292,7 +396,7 @@ static inline void free_tracker(struct udrv_qp *qp, uint32_t cid)
 	t->state = UDRV_TRACKER_FREE;
 	qp->inflight--;
 	qp->slot_inflight[t->slot]--;
-	qp->free[qp->shared->nr_free++] = (uint16_t)cid;
+	qp->free[qp->shared->nr_free++] = cid << CID_SHIFT;
 }
 
 /* A completion that is not for a command in flight: count it, and index nothing. */
@@ -313,112 +417,132 @@ static __attribute__((noinline, cold)) void anomaly(struct udrv_qp *qp, uint32_t
 	}
 }
 
-/* How many entries are there, from *head on, at most max; *head and *phase become those behind. */
-static inline uint32_t count_new(const struct udrv_qp *qp, uint32_t *head, uint32_t *phase,
-				 uint32_t max)
-{
-	volatile const struct nvme_cqe *const cq = qp->cq;
-	const uint32_t entries = qp->entries;
-	uint32_t h = *head, p = *phase, n = 0;
+#define CQE_PHASE (1ull << 48)	/* of DW2 and DW3 */
+#define CQE_SQID 0xffff0000ull
 
-	while (n < max && ((cq[h].dw3 >> 16) & 1) == p) {
-		n++;
-		if (unlikely(++h == entries)) {
-			h = 0;
-			p ^= 1;
-		}
-	}
-	*head = h;
-	*phase = p;
-	return n;
+/* Completions consumed between two looks at the clock: a latency is too long by no more. */
+#define CLOCK_ROWS 32
+
+/* `rows` commands of a slot are done. */
+static inline void slot_done(struct udrv_qp *qp, uint32_t slot_state, uint32_t rows)
+{
+	qp->slot_inflight[slot_state & (UDRV_QP_SLOTS - 1)] -= rows;
 }
 
-/* Consume n entries from `head` on. Return: how many were delivered, into out[row ...]. */
-static inline uint32_t consume(struct udrv_qp *qp, const struct udrv_completions *out,
-			       uint32_t row, uint32_t head, uint32_t n)
+/*
+ * Consume entries from `head` on as long as they are new, at most n, which end before the ring
+ * does. Return: how many entries; *rowp is advanced by those that were delivered.
+ */
+static inline uint32_t consume(struct udrv_qp *qp, struct udrv_completion **rowp, uint32_t n,
+			       uint32_t head, uint32_t phase)
 {
-	struct udrv_qp_shared *sh = qp->shared;
-	volatile const struct nvme_cqe *const cq = qp->cq;
+	struct udrv_qp_shared *const sh = qp->shared;
 	struct udrv_tracker *const trackers = qp->trackers;
-	uint32_t *const slot_inflight = qp->slot_inflight;
-	uint64_t *const user_data = out->user_data, *const result = out->result;
-	uint64_t *const latency_ns = out->latency_ns;
-	uint16_t *const status = out->status;
-	const uint32_t entries = qp->entries, nr_trackers = qp->nr_trackers, qid = qp->qid;
-	const uint32_t first = row;
-	uint16_t *top = qp->free + sh->nr_free;
-	uint64_t now;
+	struct udrv_completion *row = *rowp, *slot_row = row;
+	const uint64_t trackers_size = (uint64_t)qp->nr_trackers << CID_SHIFT;
+	const uint64_t expected = (uint64_t)phase << 48 | (uint64_t)qp->qid << 16;
+	const uint64_t checked = opaque(CQE_PHASE | (UDRV_CHECKS ? CQE_SQID : 0));
+	volatile const struct nvme_cqe *cqe = qp->cq + head, *const from = cqe, *const end = cqe + n;
+	uint32_t *top = qp->free + sh->nr_free;
+	uint32_t slot_state = UINT32_MAX;	/* of the run from slot_row on; that of no tracker */
 
-	/*
-	 * The rest of the entries after their phases, and the data after both: pairs with the
-	 * device, which writes data, then entry, then phase.
-	 */
-	udrv_dma_rmb();
-	now = udrv_ticks_after_loads();
-
-	for (; n; n--) {
-		uint64_t dw2_3 = cq[head].dw2_3, cqe_result = cq[head].result;
-		uint32_t cid = (dw2_3 >> 32) & 0xffff, sqid = (uint32_t)dw2_3 >> 16;
+	do {
+		const uint64_t dw2_3 = cqe->dw2_3 ^ expected;
 		struct udrv_tracker *t;
+		uint64_t cid64;
 
-		if (unlikely(++head == entries))
-			head = 0;
-		if (unlikely(cid >= nr_trackers || sqid != qid ||
-			     trackers[cid].state != UDRV_TRACKER_INFLIGHT)) {
-			sh->nr_free = (uint32_t)(top - qp->free);
-			anomaly(qp, cid, sqid);
-			top = qp->free + sh->nr_free;
-			continue;
+		if (unlikely(dw2_3 & checked)) {
+			if (dw2_3 & CQE_PHASE)
+				break;
+			goto not_ours;
 		}
-		t = &trackers[cid];
-		user_data[row] = t->user_data;
-		result[row] = cqe_result;
-		status[row] = (uint16_t)(dw2_3 >> 49);
-		latency_ns[row] = udrv_ticks_to_ns(now - t->submit_ticks);
+		/*
+		 * The rest of the entry after its phase, and the data after both: pairs with the
+		 * device, which writes data, then entry, then phase.
+		 */
+		udrv_dma_rmb();
+		cid64 = (uint64_t)cqe->cid << CID_SHIFT;	/* one load: checked, then used */
+		if (refuse_if(cid64 >= trackers_size))
+			goto not_ours;
+		t = tracker_at(trackers, cid64);
+		if (unlikely(t->slot_state != slot_state))
+			goto new_slot;
+same_slot:
+		row->user_data = t->user_data;
+		row->latency_ns = t->submit_ticks;
+		row->result = cqe->result;
+		row->status = (uint16_t)(dw2_3 >> 49);
 		row++;
 		t->state = UDRV_TRACKER_FREE;
-		slot_inflight[t->slot]--;
-		*top++ = (uint16_t)cid;
-	}
+		*top++ = (uint32_t)cid64;
+		continue;
+new_slot:
+		if (refuse_if(t->state != UDRV_TRACKER_INFLIGHT))
+			goto not_ours;
+		slot_done(qp, slot_state, (uint32_t)(row - slot_row));
+		slot_row = row;
+		slot_state = t->slot_state;
+		goto same_slot;
+not_ours:
+		udrv_dma_rmb();	/* as above */
+		sh->nr_free = (uint32_t)(top - qp->free);
+		anomaly(qp, cqe->cid, cqe->sqid);
+		top = qp->free + sh->nr_free;
+	} while (++cqe != end);
+	slot_done(qp, slot_state, (uint32_t)(row - slot_row));
 	sh->nr_free = (uint32_t)(top - qp->free);
-	qp->inflight -= row - first;
-	return row - first;
+	qp->inflight -= (uint32_t)(row - *rowp);
+	*rowp = row;
+	return (uint32_t)(cqe - from);
 }
 
 int __udrv_qp_reap(struct udrv_qp *qp, const struct udrv_completions *out, uint32_t first,
 		   uint32_t max)
 {
 	struct udrv_qp_shared *sh = qp->shared;
-	uint32_t head = sh->cq_head, phase = sh->cq_phase;
-	uint32_t seen = 0, delivered = 0, want, n;
+	struct udrv_completion *row, *const start = out->rows + first;
+	uint32_t head = sh->cq_head, phase = sh->cq_phase, seen = 0, n;
+	int more;
 
 	if (unlikely(first > out->capacity || max > out->capacity - first))
 		return -UDRV_EINVAL;
-	/*
-	 * Entries are counted before the clock is read: one that comes while they are consumed
-	 * belongs to the next round, or its latency would be too short. There is another round only
-	 * where some were no completions of ours. At most one lap in all: a device that completes
-	 * for ever must not keep us for ever.
-	 */
+	row = start;
+	if (unlikely(!max))
+		return 0;
 	do {
-		uint32_t from = head;
+		struct udrv_completion *timed = row;
+		uint32_t want = max - (uint32_t)(row - start);
 
-		want = max - delivered;
-		if (want > qp->entries - seen)
-			want = qp->entries - seen;
-		n = count_new(qp, &head, &phase, want);
+		if (want > CLOCK_ROWS)
+			want = CLOCK_ROWS;
+		if (want > qp->entries - head)
+			want = qp->entries - head;
+		n = consume(qp, &row, want, head, phase);
 		if (!n)
 			break;
 		seen += n;
-		delivered += consume(qp, out, first + delivered, from, n);
-	} while (unlikely(delivered != seen && n == want));
+		head += n;
+		more = n == want && (uint32_t)(row - start) < max;
+		if (head == qp->entries) {
+			head = 0;
+			phase ^= 1;
+		}
+		if (likely(!(qp->flags & UDRV_QP_UNTIMED))) {
+			const uint64_t now = udrv_ticks_after_loads();
+
+#pragma GCC unroll 4
+			for (; timed != row; timed++)
+				timed->latency_ns = udrv_ticks_to_ns(now - timed->latency_ns);
+		}
+		/* at most one lap: a device that completes for ever must not keep us for ever */
+	} while (more && seen < qp->entries);
 	if (!seen)
 		return 0;
 
 	sh->cq_head = head;
 	sh->cq_phase = phase;
 	sh->consumed += seen;
-	sh->completed += delivered;
+	sh->completed += (uint32_t)(row - start);
 	/*
 	 * Our reads of the entries before the device may overwrite them: pairs with its read of the
 	 * doorbell before it uses a slot again.
@@ -427,7 +551,7 @@ int __udrv_qp_reap(struct udrv_qp *qp, const struct udrv_completions *out, uint3
 	udrv_mmio_write32(qp->cq_doorbell, head);
 	sh->cq_rung = head;
 	sh->cq_doorbells++;
-	return (int)delivered;
+	return (int)(row - start);
 }
 
 int udrv_qp_reap(struct udrv_qp *qp, const struct udrv_completions *out, uint32_t first,

@@ -45,11 +45,16 @@ static uint32_t free_offset(uint32_t entries)
 	       (entries - 1) * (uint32_t)sizeof(struct udrv_tracker);
 }
 
+static uint32_t slots_offset(uint32_t entries)
+{
+	return align_up(free_offset(entries) + (entries - 1) * 4, UDRV_CACHELINE);
+}
+
 size_t udrv_qp_shared_size(uint32_t entries)
 {
 	if (entries < 2 || entries > 65535)
 		return 0;
-	return align_up(free_offset(entries) + (entries - 1) * 2, UDRV_CACHELINE);
+	return slots_offset(entries) + UDRV_QP_SLOTS * sizeof(struct udrv_qp_slot);
 }
 
 struct udrv_qp *udrv_qp_new(void)
@@ -73,7 +78,7 @@ static void reset_free_stack(struct udrv_qp *qp)
 
 	/* LIFO: the id used last is the one whose tracker and PRP page are still in the cache */
 	for (i = 0; i < qp->nr_trackers; i++)
-		qp->free[i] = (uint16_t)(qp->nr_trackers - 1 - i);
+		qp->free[i] = (qp->nr_trackers - 1 - i) * (uint32_t)sizeof(struct udrv_tracker);
 	qp->shared->nr_free = qp->nr_trackers;
 }
 
@@ -94,7 +99,6 @@ int udrv_qp_init(struct udrv_qp *qp, const struct udrv_qp_config *c)
 	qp->cq = c->cq;
 	qp->prp = c->prp;
 	qp->prp_iova = c->prp_iova;
-	qp->prp_entries = NVME_PAGE_SIZE / 8;
 	qp->sq_doorbell = c->sq_doorbell;
 	qp->cq_doorbell = c->cq_doorbell;
 	qp->entries = c->entries;
@@ -102,6 +106,7 @@ int udrv_qp_init(struct udrv_qp *qp, const struct udrv_qp_config *c)
 	qp->max_transfer = c->max_transfer;
 	qp->qid = c->qid;
 	qp->eventfd = c->eventfd;
+	qp->flags = c->flags;
 	qp->fork_generation = udrv_fork_generation;
 
 	memset(sh, 0, sizeof(*sh));
@@ -113,11 +118,13 @@ int udrv_qp_init(struct udrv_qp *qp, const struct udrv_qp_config *c)
 	sh->nr_trackers = (uint16_t)qp->nr_trackers;
 	sh->trackers_offset = sizeof(*sh);
 	sh->free_offset = free_offset(c->entries);
+	sh->slots_offset = slots_offset(c->entries);
 	sh->size = (uint32_t)udrv_qp_shared_size(c->entries);
 	sh->cq_phase = 1;	/* the ring is zeroed: the device writes 1 on its first pass */
 
 	qp->trackers = (struct udrv_tracker *)((char *)sh + sh->trackers_offset);
-	qp->free = (uint16_t *)((char *)sh + sh->free_offset);
+	qp->free = (uint32_t *)((char *)sh + sh->free_offset);
+	qp->slots = (struct udrv_qp_slot *)((char *)sh + sh->slots_offset);
 	memset(qp->trackers, 0, qp->nr_trackers * sizeof(*qp->trackers));
 	reset_free_stack(qp);
 	return 0;

@@ -17,10 +17,20 @@
 #define NVME_PAGE_MASK (NVME_PAGE_SIZE - 1)
 
 struct nvme_sqe {
-	uint32_t cdw0;		/* 7:0 opcode, 9:8 FUSE, 15:14 PSDT, 31:16 CID */
-	uint32_t nsid;
-	uint32_t cdw2;
-	uint32_t cdw3;
+	union {
+		struct {
+			uint32_t cdw0;	/* 7:0 opcode, 9:8 FUSE, 15:14 PSDT, 31:16 CID */
+			uint32_t nsid;
+		};
+		uint64_t cdw0_nsid;	/* the unions are for whole stores */
+	};
+	union {
+		struct {
+			uint32_t cdw2;
+			uint32_t cdw3;
+		};
+		uint64_t cdw2_3;
+	};
 	uint64_t mptr;
 	uint64_t prp1;
 	uint64_t prp2;
@@ -29,21 +39,16 @@ struct nvme_sqe {
 			uint32_t cdw10;
 			uint32_t cdw11;
 		};
-		uint64_t slba;	/* of read and write; the unions are for whole stores */
+		uint64_t slba;	/* of read and write */
 	};
 	union {
 		struct {
 			uint32_t cdw12;
 			uint32_t cdw13;
-		};
-		uint64_t cdw12_13;
-	};
-	union {
-		struct {
 			uint32_t cdw14;
 			uint32_t cdw15;
 		};
-		uint64_t cdw14_15;
+		udrv_u64x2 cdw12_15;
 	};
 };
 static_assert(sizeof(struct nvme_sqe) == 64, "an SQE is 64 bytes");
@@ -60,8 +65,17 @@ struct nvme_cqe {
 	};
 	union {
 		struct {
-			uint32_t dw2;	/* 15:0 SQHD, 31:16 SQID */
-			uint32_t dw3;	/* 15:0 CID, 16 phase, 31:17 status */
+			union {
+				uint32_t dw2;	/* 15:0 SQHD, 31:16 SQID */
+				struct {
+					uint16_t sqhd;
+					uint16_t sqid;
+				};
+			};
+			union {
+				uint32_t dw3;	/* 15:0 CID, 16 phase, 31:17 status */
+				uint16_t cid;
+			};
 		};
 		uint64_t dw2_3;		/* one load: whoever sees the phase sees the SQID */
 	};

@@ -51,34 +51,42 @@ enum udrv_tracker_state {
 	UDRV_TRACKER_QUARANTINE = 2,
 };
 
-/* One command in flight; its index is the command id (CID). */
+/* One command in flight; its index is the command id (CID). Namespace and pool: see its slot. */
 struct udrv_tracker {
 	uint64_t user_data;
 	uint64_t slba;
-	uint64_t submit_ticks;	/* of the doorbell write */
-	uint64_t pool_offset;	/* first data byte, as an offset in pool `pool_id` */
-	union {
+	uint64_t submit_ticks;	/* of the doorbell write; 0 on an untimed pair */
+	uint64_t offset;	/* first data byte, from the start of the slot's buffer */
+	union {			/* for whole stores and loads */
 		struct {
-			uint32_t len;	/* data bytes */
-			uint32_t nsid;
+			uint32_t len : 24;	/* data bytes */
+			uint32_t opcode : 8;
+			union {
+				struct {
+					uint16_t slot;
+					uint16_t state;	/* enum udrv_tracker_state */
+				};
+				uint32_t slot_state;
+			};
 		};
-		uint64_t len_nsid;
-	};
-	union {
-		struct {
-			uint32_t pool_id;
-			uint16_t slot;	/* whose buffer it is, see udrv_qp_slot_inflight() */
-			uint8_t opcode;
-			uint8_t state;	/* enum udrv_tracker_state */
-		};
-		uint64_t meta;		/* the unions are for whole stores */
+		uint64_t word;
+		udrv_u64x2 word_pair;
 	};
 	uint64_t __reserved[2];
 };
 static_assert(sizeof(struct udrv_tracker) == UDRV_CACHELINE, "a tracker is a cache line");
 
+/* Where the commands of a slot have their data. Constant while any of them is in flight. */
+struct udrv_qp_slot {
+	uint32_t nsid;
+	uint32_t pool_id;
+	uint64_t pool_offset;	/* of the buffer's first byte */
+};
+
+#define UDRV_QP_SLOTS 1024
+
 #define UDRV_QP_MAGIC 0x31505144u	/* "DQP1" */
-#define UDRV_QP_ABI 1u
+#define UDRV_QP_ABI 2u
 
 /* Counters of what a device must not do; each event is counted, none indexes memory. */
 struct udrv_qp_anomalies {
@@ -89,8 +97,8 @@ struct udrv_qp_anomalies {
 };
 
 /*
- * All state of a queue pair that must survive its process. Trackers and the stack of free command
- * ids follow at the offsets named here.
+ * All state of a queue pair that must survive its process. Trackers, the stack of free command ids
+ * (each as its tracker's byte offset) and the slots follow at the offsets named here.
  */
 struct udrv_qp_shared {
 	uint32_t magic;
@@ -102,8 +110,9 @@ struct udrv_qp_shared {
 	uint16_t __reserved0;
 	uint32_t trackers_offset;
 	uint32_t free_offset;
+	uint32_t slots_offset;
 	uint32_t size;
-	uint32_t __reserved1[5];
+	uint32_t __reserved1[4];
 
 	/* submission side */
 	uint32_t sq_posted __cacheline_aligned;	/* next SQ slot to fill */
@@ -123,8 +132,10 @@ struct udrv_qp_shared {
 	uint64_t cq_doorbells;
 	struct udrv_qp_anomalies anomalies;
 };
-
-#define UDRV_QP_SLOTS 1024
+static_assert(offsetof(struct udrv_qp_shared, sq_posted) == UDRV_CACHELINE &&
+	      offsetof(struct udrv_qp_shared, cq_head) == 2 * UDRV_CACHELINE &&
+	      sizeof(struct udrv_qp_shared) == 4 * UDRV_CACHELINE,
+	      "each side has a line of its own; anomalies are the rare last one");
 
 /* This process's handle. Opaque to everyone but the files of core/ and their tests. */
 struct udrv_qp {
@@ -132,30 +143,39 @@ struct udrv_qp {
 	struct udrv_qp_shared *shared __cacheline_aligned;
 	struct nvme_sqe *sq;
 	struct udrv_tracker *trackers;
-	uint16_t *free;
-	uint64_t *prp;			/* nr_trackers pages of PRP entries */
+	uint32_t *free;			/* stack of free trackers' byte offsets: CID * 64 */
+	struct udrv_qp_slot *slots;
 	volatile uint32_t *sq_doorbell;
-	uint32_t prp_entries;		/* per page */
+	uint64_t *prp;			/* nr_trackers pages of PRP entries */
+	uint64_t prp_iova;
 
-	uint64_t prp_iova __cacheline_aligned;
+	/* both sides */
+	uint32_t owner __cacheline_aligned;
+	uint32_t closed;
+	uint32_t fork_generation;
+	uint32_t flags;			/* enum udrv_qp_flag */
 	uint32_t entries;
 	uint32_t nr_trackers;
 	uint32_t max_transfer;		/* bytes */
 	uint32_t qid;
-	uint32_t fork_generation;
-	uint32_t owner;
-	uint32_t closed;
 	uint32_t inflight;		/* in flight or in quarantine; here, because it is asked for
 					 * without the owner's exchange */
 	int32_t eventfd;		/* -1: polled only */
-
-	/* completion side */
-	volatile struct nvme_cqe *cq __cacheline_aligned;
+	uint32_t sq_dirty;		/* a raw command wrote fields that the batch path leaves 0 */
+	uint32_t __reserved;
+	volatile struct nvme_cqe *cq;
 	volatile uint32_t *cq_doorbell;
 
 	uint32_t slot_inflight[UDRV_QP_SLOTS] __cacheline_aligned;
 };
+static_assert(offsetof(struct udrv_qp, owner) == UDRV_CACHELINE &&
+	      offsetof(struct udrv_qp, slot_inflight) == 2 * UDRV_CACHELINE,
+	      "what every call needs lies in two lines");
 static_assert(sizeof(struct udrv_qp) % UDRV_CACHELINE == 0, "aligned_alloc() wants whole lines");
+
+enum udrv_qp_flag {
+	UDRV_QP_UNTIMED = 1,	/* no timestamps: latency_ns is 0 */
+};
 
 /* What udrv_qp_init() needs; addresses are this process's. */
 struct udrv_qp_config {
@@ -163,7 +183,7 @@ struct udrv_qp_config {
 	uint16_t entries;		/* 2 to 65535 */
 	int32_t eventfd;		/* of the CQ's interrupt vector, or -1 */
 	uint32_t max_transfer;		/* bytes: MDTS, or the PRP list's own limit, see below */
-	uint32_t __reserved;
+	uint32_t flags;			/* enum udrv_qp_flag */
 	void *shared;			/* udrv_qp_shared_size() bytes, 64-byte aligned, zeroed */
 	void *sq;			/* entries * 64 bytes, page-aligned, zeroed */
 	void *cq;			/* entries * 16 bytes, page-aligned, zeroed */
@@ -176,10 +196,27 @@ struct udrv_qp_config {
 /* The largest transfer that one PRP list page describes, at any alignment of its first byte. */
 #define UDRV_QP_PRP_MAX_TRANSFER ((NVME_PAGE_SIZE / 8) * NVME_PAGE_SIZE)
 
+/* One row of a batch. */
+struct udrv_command {
+	uint64_t slba;
+	uint64_t offset;	/* bytes from the start of the buffer, a multiple of 4 */
+	uint64_t user_data;
+	union {
+		struct {
+			uint32_t nlb;	/* blocks, 1 to 65536: not the 0's based value of CDW12 */
+			uint16_t control;	/* CDW12 31:16: FUA is bit 14, LR is bit 15 */
+			uint8_t opcode;
+			uint8_t __reserved;	/* 0 */
+		};
+		uint64_t shape;	/* what one load tells from the row before */
+	};
+};
+static_assert(sizeof(struct udrv_command) == 32, "two to a cache line");
+
 /*
- * A batch: columns of `capacity` elements each, all of one namespace and one buffer. The columns
- * are read during udrv_qp_submit() only; the buffer belongs to the device until `slot` has nothing
- * in flight any more.
+ * A batch: `capacity` rows, all of one namespace and one buffer. The rows are read during
+ * udrv_qp_submit() only; the buffer belongs to the device until `slot` has nothing in flight any
+ * more, and until then `slot` must not be used for another buffer.
  */
 struct udrv_batch {
 	uint32_t capacity;
@@ -190,24 +227,31 @@ struct udrv_batch {
 	uint64_t iova;		/* of the buffer's first byte */
 	uint64_t len;		/* of the buffer, bytes */
 	uint64_t pool_offset;	/* of the buffer's first byte in its pool */
+	/*
+	 * IOVA of the pool's PRP table, or 0: entry i is the IOVA of the pool's page i, and entries
+	 * lie one after the other from a page boundary on. A list that would go on in the table's
+	 * next page (where a PRP list has a pointer) is written to the tracker's page instead.
+	 */
+	uint64_t prp_table;
+	const struct udrv_command *commands;
 	uint16_t slot;		/* < UDRV_QP_SLOTS */
 	uint16_t __reserved[3];
-	const uint8_t *opcode;
-	const uint64_t *slba;
-	const uint32_t *nlb;	/* blocks, 1 to 65536: not the specification's 0's based value */
-	const uint64_t *offset;	/* bytes from the start of the buffer, a multiple of 4 */
-	const uint64_t *user_data;
-	const uint16_t *control;	/* CDW12 31:16 (FUA is bit 14, LR is bit 15), or NULL for 0 */
 };
 
-/* Columns that a reap fills, `capacity` elements each. */
+/* One row of what a reap fills. */
+struct udrv_completion {
+	uint64_t user_data;
+	uint64_t result;	/* DW0, and DW1 in the upper half */
+	uint64_t latency_ns;	/* doorbell write to the reap that saw it */
+	uint16_t status;	/* CQE DW3 31:17: SC 7:0, SCT 10:8, CRD 12:11, M 13, DNR 14 */
+	uint16_t __reserved[3];
+};
+static_assert(sizeof(struct udrv_completion) == 32, "two to a cache line");
+
 struct udrv_completions {
 	uint32_t capacity;
 	uint32_t __reserved;
-	uint64_t *user_data;
-	uint64_t *result;	/* DW0, and DW1 in the upper half */
-	uint64_t *latency_ns;	/* doorbell write to the reap that saw it */
-	uint16_t *status;	/* CQE DW3 31:17: SC 7:0, SCT 10:8, CRD 12:11, M 13, DNR 14 */
+	struct udrv_completion *rows;
 };
 
 /* Bumped in every child of fork(). */
@@ -241,7 +285,8 @@ int udrv_qp_submit(struct udrv_qp *qp, const struct udrv_batch *batch, uint32_t 
 /*
  * Submit one command as it is, but for CID and PRPs, which are filled in: admin commands, and
  * whatever the batch path does not carry. `len` bytes of data at `iova`, or 0 for none.
- * Return: 1, or -UDRV_E* (-UDRV_EFULL if no command id is free).
+ * Return: 1, or -UDRV_E* (-UDRV_EFULL if no command id is free, -UDRV_EINVAL if commands of the
+ * slot are in flight with another namespace or buffer).
  */
 int udrv_qp_submit_raw(struct udrv_qp *qp, const struct nvme_sqe *sqe, uint64_t iova, uint32_t len,
 		       uint32_t pool_id, uint64_t pool_offset, uint16_t slot, uint64_t user_data);
