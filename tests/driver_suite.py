@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from async_suite import AsyncSuite
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -38,7 +39,7 @@ def random_bytes(n: int) -> np.ndarray:
     return RNG.integers(0, 256, n, dtype=np.uint8)
 
 
-class DriverSuite:
+class DriverSuite(AsyncSuite):
     @pytest.fixture
     def ctrl(self) -> Controller:
         raise NotImplementedError

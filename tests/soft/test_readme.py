@@ -41,6 +41,14 @@ def test_the_python_example_of_the_readme(tmp_path: Path) -> None:
     assert result.stderr == ""
 
 
+def test_the_example_of_the_async_page(tmp_path: Path) -> None:
+    script = tmp_path / "example.py"
+    script.write_text(block("docs/async.md", "# asyncio", "python"))
+    result = run([sys.executable, "-W", "error", str(script)], tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == "b'hello'\n1003\n"
+
+
 def test_the_commands_of_the_soft_page(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text((ROOT / "README.md").read_text())
     commands = block("docs/soft.md", "# The software device: `soft:`", "")

@@ -19,6 +19,8 @@ from udrv.errors import (
 from udrv.fork import ForkGuard
 from udrv.memory import Buffer, Ledger
 from udrv.nvme.admin import RESHAPING, AdminResult, active_nsids
+from udrv.nvme.aio import AsyncQueues
+from udrv.nvme.aio_queue import AsyncQueue
 from udrv.nvme.backend import Backend
 from udrv.nvme.direct import DirectBackend
 from udrv.nvme.leases import Lease, Leases
@@ -98,6 +100,14 @@ class Controller:
             make=lambda: self.create_queue(entries=min(_LEASED_ENTRIES, self.default_entries)),
             free=lambda: self.max_queues - len(self._queues),
             check=lambda: self._ready().require_ready(),
+        )
+        self._async = AsyncQueues(
+            lock=self._lock,
+            make=lambda interrupt: self.create_queue(
+                entries=min(self.default_entries, AsyncQueues.MAX_ENTRIES), interrupt=interrupt
+            ),
+            check=lambda: self._ready().require_ready(),
+            check_alive=self.check_alive,
         )
         self._namespaces: dict[int, Namespace] = {}
         self._closed = False  # no new use
@@ -313,6 +323,13 @@ class Controller:
         self._ready().require_ready()
         return self._leases.lend()
 
+    def async_queue(self) -> AsyncQueue:
+        """What the running event loop's awaited calls go through; made by the first of them.
+
+        `RuntimeError` outside of a loop; otherwise as `create_queue`. It is never closed by hand.
+        """
+        return self._async.of_running_loop()
+
     # --- down -------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -339,6 +356,7 @@ class Controller:
                 return True
 
             self._leases.clear()
+            self._async.close(self.target)
             # a failure that was reported when it was met is not reported again
             known = self._backend.state in (State.FAILED, State.GONE)
             if not self._closed:

@@ -1,4 +1,4 @@
-"""Namespaces: blocking reads, writes and flushes of any length."""
+"""Namespaces: reads, writes and flushes of any length, blocking or awaited."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from udrv.errors import (
     UnsupportedOnTransport,
 )
 from udrv.memory import Buffer, as_buffer
+from udrv.nvme.aio_seats import Transfer
 from udrv.nvme.batch import FLUSH, FUA, READ, STATUS_CODE, WRITE, Batch
 from udrv.nvme.queue import Queue
 from udrv.nvme.spec.identify import IdentifyNamespace
@@ -104,21 +105,7 @@ class Namespace:
         the `NvmeStatusError` of the first part that failed; `CommandTimeoutError`.
         """
         lba, blocks, nbytes = self._check_range(lba, blocks)
-        if into is None:
-            buffer = self.controller.alloc(nbytes)
-        else:
-            buffer = as_buffer(
-                into,
-                writable=True,
-                device=self.controller.target,
-                memory=self.controller.memory,
-            )
-        if buffer.nbytes < nbytes:
-            raise BufferTooSmallError(
-                f"{blocks} blocks are {nbytes} bytes, the buffer has {buffer.nbytes}",
-                device=self.controller.target,
-                mend="allocate a larger one (ctrl.alloc) or read fewer blocks",
-            )
+        buffer = self.controller.alloc(nbytes) if into is None else self._check_into(into, nbytes)
         self._transfer(READ, lba, blocks, buffer, timeout=timeout)
         return buffer
 
@@ -131,14 +118,13 @@ class Namespace:
         `fua`: on the medium when it returns (Force Unit Access). Errors as `read`'s, and
         `AlignmentError` for a length that is no multiple of the block size.
         """
-        buffer = self._as_dma(data)
-        if buffer.nbytes % self.lba_size:
-            raise AlignmentError(
-                f"{buffer.nbytes} bytes are no multiple of the block size {self.lba_size}",
-                device=self.controller.target,
-                mend="pad the data to whole blocks",
-            )
-        lba, blocks, _ = self._check_range(lba, buffer.nbytes // self.lba_size)
+        source = self._check_data(data)
+        lba, blocks, nbytes = self._check_range(lba, source.nbytes // self.lba_size)
+        if isinstance(source, Buffer):
+            buffer = source
+        else:
+            buffer = self.controller.alloc(nbytes)
+            buffer[:] = np.frombuffer(source, np.uint8)
         self._transfer(WRITE, lba, blocks, buffer, control=FUA if fua else 0, timeout=timeout)
 
     def flush(self, *, timeout: float = IO_TIMEOUT) -> None:
@@ -147,6 +133,51 @@ class Namespace:
             batch.bind(self, None)
             batch.opcode[0] = FLUSH
             self._run(queue, batch, 1, timeout)
+
+    # --- the same, awaited ------------------------------------------------------------------
+
+    async def read_async(
+        self, lba: int, blocks: int, into: Buffer | None = None, *, timeout: float = IO_TIMEOUT
+    ) -> Buffer:
+        """`read`, awaited in a running event loop (docs/async.md).
+
+        timeout: seconds without progress of this call, the wait for room in the queue included.
+        Cancelled, it ends at once, and `into` stays in use until the device is done with it.
+        Raises what `read` raises, and `ClosedError` if the controller is closed meanwhile.
+        """
+        queue = self.controller.async_queue()
+        lba, blocks, nbytes = self._check_range(lba, blocks)
+        buffer = None if into is None else self._check_into(into, nbytes)
+        done = await queue.run(Transfer(self, READ, lba, blocks, buffer, timeout=timeout))
+        return cast(Buffer, done)
+
+    async def write_async(
+        self, lba: int, data: Buffer | Data, *, fua: bool = False, timeout: float = IO_TIMEOUT
+    ) -> None:
+        """`write`, awaited; see `read_async`.
+
+        `data` must not change until it is done. What is no `Buffer` is copied when its turn has
+        come, and not before: callers that wait hold no DMA memory.
+        """
+        queue = self.controller.async_queue()
+        source = self._check_data(data)
+        lba, blocks, _ = self._check_range(lba, source.nbytes // self.lba_size)
+        control = FUA if fua else 0
+        if isinstance(source, Buffer):
+            transfer = Transfer(
+                self, WRITE, lba, blocks, source, control=control, timeout=timeout
+            )
+        else:
+            transfer = Transfer(
+                self, WRITE, lba, blocks, None, source=source, control=control, timeout=timeout
+            )
+        await queue.run(transfer)
+
+    async def flush_async(self, *, timeout: float = IO_TIMEOUT) -> None:
+        """`flush`, awaited: of writes that were awaited before; see `read_async`."""
+        queue = self.controller.async_queue()
+        self.check_usable()
+        await queue.run(Transfer(self, FLUSH, 0, 1, None, timeout=timeout))
 
     # --- checks -----------------------------------------------------------------------------
 
@@ -174,7 +205,31 @@ class Namespace:
             )
         return lba, blocks, blocks * self.lba_size
 
-    def _as_dma(self, data: Buffer | Data) -> Buffer:
+    def _check_into(self, into: Buffer, nbytes: int) -> Buffer:
+        buffer = as_buffer(
+            into, writable=True, device=self.controller.target, memory=self.controller.memory
+        )
+        if buffer.nbytes < nbytes:
+            raise BufferTooSmallError(
+                f"{nbytes // self.lba_size} blocks are {nbytes} bytes, the buffer has "
+                f"{buffer.nbytes}",
+                device=self.controller.target,
+                mend="allocate a larger one (ctrl.alloc) or read fewer blocks",
+            )
+        return buffer
+
+    def _check_data(self, data: Buffer | Data) -> Buffer | memoryview:
+        """Whole blocks to write: DMA memory of this controller, or bytes to be copied there."""
+        source = self._as_source(data)
+        if source.nbytes % self.lba_size:
+            raise AlignmentError(
+                f"{source.nbytes} bytes are no multiple of the block size {self.lba_size}",
+                device=self.controller.target,
+                mend="pad the data to whole blocks",
+            )
+        return source
+
+    def _as_source(self, data: Buffer | Data) -> Buffer | memoryview:
         device = self.controller.target
         if isinstance(data, Buffer):
             return as_buffer(data, writable=False, device=device, memory=self.controller.memory)
@@ -198,9 +253,7 @@ class Namespace:
             ) from e  # fmt: skip
         if not len(view):
             raise InvalidRequestError("nothing to write", device=device)
-        buffer = self.controller.alloc(len(view))
-        buffer[:] = np.frombuffer(view, np.uint8)
-        return buffer
+        return view
 
     # --- the transfer -------------------------------------------------------------------------
 
