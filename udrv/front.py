@@ -60,6 +60,7 @@ def open(
     entries: int = DEFAULT_ENTRIES,
     interrupts: bool = True,
     ledger: Ledger | None = None,
+    shadow_doorbells: bool = True,
 ) -> Controller:
     """Open a controller and bring it to the state ready.
 
@@ -79,6 +80,8 @@ def open(
     entries: default slots of a queue, 2 to 65535.
     interrupts: arm MSI-X, so that queues with interrupts can be made.
     ledger: is told of DMA memory before it is mapped.
+    shadow_doorbells: where the controller has Doorbell Buffer Config, tell it of commands through
+        memory, and write its registers only when it asks for that.
 
     Raises `TargetError`, `DeviceNotFoundError`, `PermissionDeniedError`, `NoIommuError`,
     `GroupNotViableError`, `DeviceInUseError`, `MemlockError`, `VfioUserProtocolError`,
@@ -106,6 +109,7 @@ def open(
             interrupts=interrupts,
             check_memlock=device.transport == "vfio",
             ledger=ledger,
+            shadow_doorbells=shadow_doorbells,
             resources=resources.pop_all(),
         )
 

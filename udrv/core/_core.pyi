@@ -282,6 +282,15 @@ class struct_udrv_qp_config:
     prp_iova: int
     sq_doorbell: Any
     cq_doorbell: Any
+    sq_shadow: Any
+    cq_shadow: Any
+    sq_event: Any
+    cq_event: Any
+    sq_post: Any
+    cq_post: Any
+    post_fd: int
+    post_len: int
+    post_at: int
 
 class struct_udrv_qp_shared:
     magic: int
@@ -299,12 +308,15 @@ class struct_udrv_qp_shared:
     nr_free: int
     submitted: int
     sq_doorbells: int
+    sq_shadow: int
+    forced: int
     cq_head: int
     cq_rung: int
     cq_phase: int
     consumed: int
     completed: int
     cq_doorbells: int
+    cq_shadow: int
     anomalies: struct_udrv_qp_anomalies
 
 class struct_udrv_queue:
@@ -429,6 +441,7 @@ class Lib:
         self, qp: struct_udrv_qp, out: struct_udrv_completions, first: int, max: int, /,
     ) -> int: ...
     def udrv_qp_release_all(self, qp: struct_udrv_qp, /) -> int: ...
+    def udrv_qp_ring(self, qp: struct_udrv_qp, /) -> int: ...
     def udrv_qp_shared_size(self, entries: int, /) -> int: ...
     def udrv_qp_slot_inflight(self, qp: struct_udrv_qp, slot: int, /) -> int: ...
     def udrv_qp_submit(

@@ -68,6 +68,9 @@ class Pair(Protocol):
     def quarantine(self, slot: int | None = None) -> int:
         """Give up what is in flight (of one slot, or of all). Returns how many commands."""
 
+    def ring(self) -> bool:
+        """Wake a device that may sleep over commands; False where that cannot be (see qp.h)."""
+
     def counters(self) -> dict[str, int]:
         """Totals since creation, by name."""
 

@@ -58,6 +58,7 @@ class Controller:
     interrupts: arm MSI-X vectors, so that queues with `interrupt=True` can be made.
     check_memlock: look at RLIMIT_MEMLOCK before mapping (the kernel's VFIO); not for a `Backend`.
     ledger: is told of DMA memory; None for none; not for a `Backend`.
+    shadow_doorbells: use Doorbell Buffer Config where there is one; not for a `Backend`.
     resources: closed after the device: a scoped binding, a child process.
 
     Attributes
@@ -78,6 +79,7 @@ class Controller:
         interrupts: bool = True,
         check_memlock: bool = False,
         ledger: Ledger | None = None,
+        shadow_doorbells: bool = True,
         resources: ExitStack | None = None,
     ) -> None:
         self._resources = ExitStack() if resources is None else resources
@@ -86,7 +88,10 @@ class Controller:
             if isinstance(device, Backend):
                 backend = device
             else:
-                backend = DirectBackend(device, check_memlock=check_memlock, ledger=ledger)
+                backend = DirectBackend(
+                    device, check_memlock=check_memlock, ledger=ledger,
+                    shadow_doorbells=shadow_doorbells,
+                )  # fmt: skip
             undo.pop_all()
         self._backend = backend
         self.target = backend.target

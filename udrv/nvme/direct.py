@@ -16,6 +16,7 @@ from udrv.nvme.lifecycle import Lifecycle, State
 from udrv.nvme.pair import PRP_MAX_TRANSFER, QueuePair, StateMapper
 from udrv.nvme.prp import PrpTables
 from udrv.nvme.registers import Registers
+from udrv.nvme.shadow import OACS_DOORBELL_BUFFER, ShadowDoorbells, hand_over
 from udrv.nvme.spec import command
 from udrv.nvme.spec.identify import IDENTIFY_SIZE, decode_id_ctrl
 from udrv.nvme.spec.opcodes import Cns, FeatureId
@@ -34,14 +35,21 @@ class DirectBackend(Backend):
     device: open; closed with the backend, and if this raises.
     check_memlock: look at RLIMIT_MEMLOCK before mapping (the kernel's VFIO).
     ledger: is told of DMA memory; None for none.
+    shadow_doorbells: use Doorbell Buffer Config where the controller has it.
 
     Attributes
     ----------
     admin_pair: the admin queue's pair, None until `start` made it.
+    shadow: shadow doorbells in use, or None.
     """
 
     def __init__(
-        self, device: Device, *, check_memlock: bool = False, ledger: Ledger | None = None
+        self,
+        device: Device,
+        *,
+        check_memlock: bool = False,
+        ledger: Ledger | None = None,
+        shadow_doorbells: bool = True,
     ) -> None:
         self.target = device.name
         self.transport = device.transport
@@ -51,6 +59,9 @@ class DirectBackend(Backend):
         self._life: Lifecycle | None = None
         self._admin: AdminQueue | None = None
         self.admin_pair: QueuePair | None = None
+        self._want_shadow = shadow_doorbells
+        self._shadow_pages: ShadowDoorbells | None = None
+        self.shadow: ShadowDoorbells | None = None
         ledger = NullLedger() if ledger is None else ledger
         with ExitStack() as undo:
             undo.callback(device.close)
@@ -91,6 +102,11 @@ class DirectBackend(Backend):
         mdts = self.identify.mdts
         limit = life.cap.min_page_size << mdts if 0 < mdts < 32 else PRP_MAX_TRANSFER
         self.max_transfer = min(limit, PRP_MAX_TRANSFER)
+
+        if self._want_shadow and self.identify.oacs & OACS_DOORBELL_BUFFER:
+            # known before the command is sent: a time-out leaves them to close_steps()
+            self._shadow_pages = ShadowDoorbells(self.memory, stride=4 << life.cap.dstrd)
+            self.shadow = hand_over(self._shadow_pages, self.admin)
 
         life.enter(State.QUEUES)
         result = self.admin(
@@ -145,6 +161,7 @@ class DirectBackend(Backend):
             entries=entries,
             max_transfer=self.max_transfer,
             doorbells=self._registers.doorbells(qid),
+            shadow=self.shadow.entry(qid) if self.shadow is not None else None,
             eventfd=self._vectors.eventfd(qid) if interrupt else -1,
             tables=self._tables,
         )
@@ -211,4 +228,6 @@ class DirectBackend(Backend):
             steps.append(self._admin.release)
         if self._registers is not None:
             steps.append(self._registers.close)
+        if self._shadow_pages is not None:
+            steps.append(self._shadow_pages.release)
         return [*steps, self._state.close, self._device.close]

@@ -294,6 +294,8 @@ class Namespace:
                     submitted += queue.submit(batch, submitted, count - submitted)
                 reaped = queue.reap(1, timeout=timeout)
                 if not len(reaped):
+                    reaped = queue.rescue()
+                if not len(reaped):
                     if submitted < count and not queue.inflight:
                         continue  # commands that were given up came late, and made room
                     queue.give_up(batch, what, timeout)

@@ -27,6 +27,8 @@ from udrv.errors import (
     VfioError,
 )
 from udrv.memory import Buffer, DmaMemory, Region
+from udrv.nvme.registers import Doorbell
+from udrv.nvme.shadow import ShadowEntry
 
 if TYPE_CHECKING:
     from udrv.nvme.namespace import Namespace
@@ -126,7 +128,8 @@ class QueuePair:
     memory: DMA memory for rings and PRP pages.     state: memory that is not mapped for DMA.
     entries: slots of each ring, 2 to 65535; `entries - 1` commands fit.
     max_transfer: bytes that one command may move.
-    doorbells: addresses of the SQ tail and the CQ head doorbell.
+    doorbells: where the SQ tail and the CQ head doorbell are.
+    shadow: their places in the shadow doorbell buffer, None without one.
     eventfd: of the interrupt vector, or -1 for a polled queue.
     tables: PRP lists of the memory's pools; None: each command writes its own.
     """
@@ -140,7 +143,8 @@ class QueuePair:
         qid: int,
         entries: int,
         max_transfer: int,
-        doorbells: tuple[int, int],
+        doorbells: tuple[Doorbell, Doorbell],
+        shadow: ShadowEntry | None = None,
         eventfd: int = -1,
         tables: PrpTables | None = None,
     ) -> None:
@@ -154,6 +158,7 @@ class QueuePair:
         self._tables = tables
         self.submit_c = lib.udrv_qp_submit
         self.on_device = False
+        self.shadowed = shadow is not None
         self.where = f"queue {qid}" if qid else "admin queue"
         self._regions: list[Region] = []
         self._handle: Any = None
@@ -175,13 +180,34 @@ class QueuePair:
             config.cq = ffi.cast("void *", cq.address)
             config.prp = ffi.cast("void *", prp.address)
             config.prp_iova = prp.iova
-            config.sq_doorbell = ffi.cast("void *", doorbells[0])
-            config.cq_doorbell = ffi.cast("void *", doorbells[1])
+            kept = self._set_doorbells(config, doorbells, shadow)
             self._check(lib.udrv_qp_init(handle, config))
+            del kept  # copied
             self._handle = handle  # not before: free() must not meet one that was never set up
         except BaseException:
             self.free()
             raise
+
+    @staticmethod
+    def _set_doorbells(
+        config: Any, doorbells: tuple[Doorbell, Doorbell], shadow: ShadowEntry | None
+    ) -> list[Any]:
+        """Fill in a `struct udrv_qp_config`; returns what must live as long as it is used."""
+        kept = []
+        for side, doorbell in zip(("sq", "cq"), doorbells, strict=True):
+            if isinstance(doorbell, int):
+                setattr(config, f"{side}_doorbell", ffi.cast("void *", doorbell))
+                continue
+            kept.append(ffi.from_buffer(doorbell.message))
+            setattr(config, f"{side}_post", kept[-1])
+            config.post_fd = doorbell.fd
+            config.post_len = len(doorbell.message)
+            config.post_at = doorbell.value_at
+        if shadow is not None:
+            shadow.clear()
+            for name in ("sq_shadow", "cq_shadow", "sq_event", "cq_event"):
+                setattr(config, name, ffi.cast("void *", getattr(shadow, name)))
+        return kept
 
     def _region(self, memory: DmaMemory, size: int) -> Region:
         # cleared: phase bits of an earlier queue in the same memory would look like completions
@@ -266,7 +292,12 @@ class QueuePair:
             batch.iova = batch.pool_id = batch.pool_offset = batch.prp_table = 0
 
     def counters(self) -> dict[str, int]:
-        """Totals since creation: submitted, completed, consumed, doorbell writes, anomalies."""
+        """Totals since creation: commands, doorbell writes, anomalies.
+
+        `sq_doorbells` and `cq_doorbells` are register writes, `sq_shadow` and `cq_shadow` updates
+        of a shadow doorbell alone, `forced_doorbells` silences in which the registers were
+        written whatever EventIdx said.
+        """
         s = self.shared
         return {
             "submitted": int(s.submitted),
@@ -274,6 +305,9 @@ class QueuePair:
             "consumed": int(s.consumed),
             "sq_doorbells": int(s.sq_doorbells),
             "cq_doorbells": int(s.cq_doorbells),
+            "sq_shadow": int(s.sq_shadow),
+            "cq_shadow": int(s.cq_shadow),
+            "forced_doorbells": int(s.forced),
             "bad_cid": int(s.anomalies.bad_cid),
             "duplicate": int(s.anomalies.duplicate),
             "bad_sqid": int(s.anomalies.bad_sqid),
@@ -289,6 +323,16 @@ class QueuePair:
     def release_all(self) -> int:
         """To be called with proof that the device is done with every command of this queue."""
         return self._check(lib.udrv_qp_release_all(self.c))
+
+    def ring(self) -> bool:
+        """Write the doorbell registers, whatever EventIdx says (see qp.h).
+
+        Returns whether that was any news to the device: False without shadow doorbells.
+        """
+        if not self.shadowed:
+            return False
+        self._check(lib.udrv_qp_ring(self.c))
+        return True
 
     def close(self) -> None:
         """Refuse further calls and wait until nobody is inside. Memory stays until `free`.

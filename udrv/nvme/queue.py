@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 _NS = 1_000_000_000
 
+#: How long a device that was rung has to complete something.
+_RESCUE_SECONDS = 0.02
+
 
 class QueueOwner(Protocol):
     """What a queue needs of its controller."""
@@ -274,6 +277,14 @@ class Queue:
             )
         return self._pair.quarantine(batch.slot)
 
+    def rescue(self) -> Reaped:
+        """What a device that sleeps over commands completes when its registers are written.
+
+        With shadow doorbells it says itself when it wants that, and may be wrong; so this comes
+        before commands are given up. Long waits do it by themselves.
+        """
+        return self.reap(1, timeout=_RESCUE_SECONDS if self._pair.ring() else 0)
+
     def give_up(self, batch: Batch, what: str, timeout: float) -> None:
         """Quarantine the batch and raise `CommandTimeoutError`, or what is behind it."""
         count = self.quarantine(batch)
@@ -290,7 +301,7 @@ class Queue:
         return self._pair.inflight
 
     def counters(self) -> dict[str, int]:
-        """Totals since creation: submitted, completed, consumed, doorbell writes, anomalies."""
+        """Totals since creation, by name: commands, doorbell writes, anomalies (see the pair)."""
         with self._lock:  # release() frees what is read here
             return self._pair.counters()
 

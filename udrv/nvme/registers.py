@@ -10,7 +10,7 @@ import threading
 
 from udrv.core import ffi, lib
 from udrv.errors import DeviceGoneError, UnsupportedOnTransport
-from udrv.vfio.device import BAR0, CONFIG, Device, MappedArea
+from udrv.vfio.device import BAR0, CONFIG, Device, MappedArea, PostedWrite, PostsWrites
 
 ALL_ONES_32 = 0xFFFF_FFFF
 ALL_ONES_64 = 0xFFFF_FFFF_FFFF_FFFF
@@ -19,6 +19,9 @@ ALL_ONES_64 = 0xFFFF_FFFF_FFFF_FFFF
 DOORBELLS = 0x1000
 _CSTS = 0x1C
 _PAGE = 4096
+
+#: Where a doorbell is: an address, or a message that writes it.
+Doorbell = int | PostedWrite
 
 
 class Registers:
@@ -39,6 +42,7 @@ class Registers:
                 mend="name an NVMe controller",
             )
         self._areas = info.mmap_areas
+        self._size = info.size
         # A thread that looks whether the device is alive must not meet the unmapping of another
         # one's close. Re-entrant, for a signal handler that closes.
         self._lock = threading.RLock()
@@ -101,9 +105,11 @@ class Registers:
     def map_doorbells(self, queues: int, *, stride: int) -> None:
         """Map the doorbells of queue ids 0 to `queues`, or as many as can be mapped.
 
-        Once: the addresses stay valid until `close`. `stride` is in bytes (CAP.DSTRD). Raises
-        `UnsupportedOnTransport` where the transport does not map them.
+        Once: the addresses stay valid until `close`. `stride` is in bytes (CAP.DSTRD). Where the
+        transport does not map them they are written by messages, if it can do that from C; else
+        `UnsupportedOnTransport` is raised.
         """
+        self._stride = stride
         wanted = 2 * (queues + 1) * stride
         room = max(
             (at + size - DOORBELLS for at, size in self._areas if at <= DOORBELLS < at + size),
@@ -111,6 +117,9 @@ class Registers:
         )
         size = min((wanted + _PAGE - 1) // _PAGE * _PAGE, room)
         area = self._map_if_covered(DOORBELLS, size) if size else None
+        if area is None and isinstance(self._device, PostsWrites):
+            self.last_qid = min(queues, (self._size - DOORBELLS) // (2 * stride) - 1)
+            return
         if area is None:
             raise UnsupportedOnTransport(
                 "the doorbells cannot be mapped, only written by request, one message each",
@@ -118,13 +127,16 @@ class Registers:
                 mend="let the server offer BAR 0 from 0x1000 for mmap",
             )
         self._doorbells = area
-        self._stride = stride
         #: The highest queue id whose doorbells are mapped.
         self.last_qid = min(queues, area.size // (2 * stride) - 1)
 
-    def doorbells(self, qid: int) -> tuple[int, int]:
-        """Addresses of (SQ tail, CQ head) doorbells of a queue id ("3.1.4 and following")."""
+    def doorbells(self, qid: int) -> tuple[Doorbell, Doorbell]:
+        """(SQ tail, CQ head) doorbells of a queue id ("3.1.4 and following")."""
         area = self._doorbells
+        if area is None and isinstance(self._device, PostsWrites):
+            at = DOORBELLS + 2 * qid * self._stride
+            post = self._device.posted_write
+            return post(BAR0, at), post(BAR0, at + self._stride)
         if area is None or (2 * qid + 2) * self._stride > area.size:
             raise UnsupportedOnTransport(
                 f"the doorbells of queue {qid} are not mapped", device=self._device.name

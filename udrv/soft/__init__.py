@@ -8,8 +8,19 @@ driver may do, and it knows nothing of udrv's own driver: the two share no defin
 
 from __future__ import annotations
 
+from udrv.soft.counters import COUNTERS_LOG, QueueCounters, SoftCounters, read_counters
 from udrv.soft.options import SoftOptions, parse_options
 from udrv.soft.process import SoftProcess, start
 from udrv.soft.server import serve
 
-__all__ = ["SoftOptions", "SoftProcess", "parse_options", "serve", "start"]
+__all__ = [
+    "COUNTERS_LOG",
+    "QueueCounters",
+    "SoftCounters",
+    "SoftOptions",
+    "SoftProcess",
+    "parse_options",
+    "read_counters",
+    "serve",
+    "start",
+]

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,6 +22,7 @@ from udrv.errors import ControllerError, UdrvError
 from udrv.soft import _soft
 from udrv.soft._soft import ffi
 from udrv.soft.config import Config
+from udrv.soft.counters import SoftCounters, decode_counters
 from udrv.soft.options import SoftOptions, parse_options
 
 #: A child that has not come up after this long will not.
@@ -31,29 +31,6 @@ START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
 
 _CHILD = Path(__file__).with_name("_child.py")
-
-
-@dataclass(frozen=True, slots=True)
-class QueueCounters:
-    """What the controller saw of one queue pair; see `struct udrv_soft_queue_counters`."""
-
-    sq_doorbells: int
-    cq_doorbells: int
-    commands: int
-    errors: int
-    interrupts: int
-    cq_full: int
-
-
-@dataclass(frozen=True, slots=True)
-class SoftCounters:
-    """What the controller did; `queues` holds the queue ids that saw anything. 0 is admin."""
-
-    messages: int
-    refused: int
-    naps: int
-    enables: int
-    queues: dict[int, QueueCounters]
 
 
 class SoftProcess:
@@ -103,20 +80,7 @@ class SoftProcess:
 
     def counters(self) -> SoftCounters:
         """Read the controller's counters, now; they stay readable after `close`."""
-        raw = ffi.from_buffer("struct udrv_soft_counters *", self._counters)
-        queues = {}
-        for qid, queue in enumerate(raw.queue):
-            one = QueueCounters(
-                queue.sq_doorbells,
-                queue.cq_doorbells,
-                queue.commands,
-                queue.errors,
-                queue.interrupts,
-                queue.cq_full,
-            )
-            if one.sq_doorbells or one.cq_doorbells or one.commands:
-                queues[qid] = one
-        return SoftCounters(raw.messages, raw.refused, raw.naps, raw.enables, queues)
+        return decode_counters(memoryview(self._counters))
 
     def close(self) -> None:
         """Close the socket and wait for the child to end; idempotent.

@@ -49,6 +49,27 @@ class IrqInfo:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class PostedWrite:
+    """A 32-bit register that is written by sending `message` on the stream socket `fd`.
+
+    The value goes into `message` at byte `value_at`, in host byte order. Nothing is answered, as
+    nothing is to a store to a mapped register. `fd` is the device's.
+    """
+
+    fd: int
+    message: bytes
+    value_at: int
+
+
+@runtime_checkable
+class PostsWrites(Protocol):
+    """A device whose registers can be written by C code although they are not mapped."""
+
+    def posted_write(self, index: int, offset: int) -> PostedWrite:
+        """How to write the register at byte `offset` of a region; valid until `close`."""
+
+
 class MappedArea(Protocol):
     """A part of a region, mapped into this process until `close`."""
 

@@ -50,6 +50,10 @@ RESET_TIMEOUT_S = 60.0
 #: Closing says good-bye in order, but no longer than this.
 CLOSE_TIMEOUT_S = 5.0
 
+#: Bytes of one REGION_WRITE. The kernel takes what it can hold in one piece (16 KiB, at the least)
+#: of a UNIX stream socket's message as a whole or not at all.
+_WRITE_CHUNK = 8192
+
 _PCI_COMMAND = 4
 _PCI_COMMAND_MEMORY = 1 << 1
 _PCI_COMMAND_MASTER = 1 << 2
@@ -110,6 +114,7 @@ class UserDevice:
         self._closed = False
         self._regions: dict[int, tuple[dev.RegionInfo, int, int]] = {}
         self._armed: set[int] = set()
+        self._posts: int | None = None
         self._version = self._negotiate(timeout)
         payload, _ = channel.request(
             proto.Command.DEVICE_GET_INFO, proto.pack_device_info(), timeout=timeout
@@ -240,8 +245,10 @@ class UserDevice:
         """Write a region, likewise."""
         self._check_range(index, offset, len(data))
         done = 0
+        # small enough to enter the socket in one piece, so that no posted write comes in between
+        chunk = min(self._chunk, _WRITE_CHUNK)
         while done < len(data):
-            part = data[done : done + self._chunk]
+            part = data[done : done + chunk]
             payload, _ = self._channel.request(
                 proto.Command.REGION_WRITE,
                 proto.pack_access(
@@ -253,6 +260,18 @@ class UserDevice:
                     payload, offset=offset + done, region=index, count=len(part), with_data=False
                 )
             done += len(part)
+
+    def posted_write(self, index: int, offset: int) -> dev.PostedWrite:
+        """A REGION_WRITE of 4 bytes without a reply; see `udrv.vfio.device.PostsWrites`."""
+        self._check_range(index, offset, 4)
+        if self._posts is None:
+            self._posts = self._channel.duplicate()
+        access = proto.pack_access(offset=offset, region=index, count=4, data=bytes(4))
+        size = proto.HEADER_SIZE + len(access)
+        head = proto.Header(
+            0, proto.Command.REGION_WRITE, size, proto.F_TYPE_COMMAND | proto.F_NO_REPLY, 0
+        )
+        return dev.PostedWrite(self._posts, proto.pack_header(head) + access, size - 4)
 
     def mmap_area(self, index: int, offset: int, size: int) -> UserMappedArea:
         """Map a part of a region; see `udrv.vfio.device.Device.mmap_area`."""
@@ -409,6 +428,8 @@ class UserDevice:
                     self._disarm(index, max(deadline - time.monotonic(), 0.0))
                 self._mapper.unmap_all(deadline)
         self._channel.close()
+        if self._posts is not None:
+            close_fds([self._posts])
         close_fds([fd for _info, fd, _base in self._regions.values() if fd >= 0])
         self._regions.clear()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import threading
@@ -183,13 +184,31 @@ class Channel:
                 self._break("the connection was given up when a command was interrupted")
                 raise
 
+    def duplicate(self) -> int:
+        """Another descriptor of the socket, the caller's to close; for messages without a reply.
+
+        It ends with the connection, like the socket: `close` shuts both down. Messages on it must
+        be small enough to enter the socket in one piece.
+        """
+        with self._lock:
+            if not self.usable:
+                raise self._gone("no message can be sent")
+            return fcntl.fcntl(self._sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
+
     def close(self) -> None:
         """Close the socket; idempotent. In a forked child the parent's connection stays up."""
         self._closed = True
-        self._sock.close()
+        self._hang_up()
 
     def _break(self, why: str) -> None:
         self._broken = why
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        if os.getpid() == self._pid:
+            # what `duplicate` gave away must not keep the connection
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
 
     def _gone(self, tried: str) -> DeviceGoneError:

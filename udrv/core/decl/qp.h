@@ -39,12 +39,15 @@ struct udrv_qp_shared {
 	uint32_t nr_free;
 	uint64_t submitted;
 	uint64_t sq_doorbells;
+	uint64_t sq_shadow;
+	uint64_t forced;
 	uint32_t cq_head;
 	uint32_t cq_rung;
 	uint32_t cq_phase;
 	uint64_t consumed;
 	uint64_t completed;
 	uint64_t cq_doorbells;
+	uint64_t cq_shadow;
 	struct udrv_qp_anomalies anomalies;
 	...;
 };
@@ -68,6 +71,15 @@ struct udrv_qp_config {
 	uint64_t prp_iova;
 	void *sq_doorbell;
 	void *cq_doorbell;
+	void *sq_shadow;
+	void *cq_shadow;
+	void *sq_event;
+	void *cq_event;
+	const void *sq_post;
+	const void *cq_post;
+	int32_t post_fd;
+	uint32_t post_len;
+	uint32_t post_at;
 	...;
 };
 
@@ -129,4 +141,5 @@ uint32_t udrv_qp_slot_inflight(const struct udrv_qp *qp, uint16_t slot);
 uint32_t udrv_qp_inflight(const struct udrv_qp *qp);
 int udrv_qp_quarantine(struct udrv_qp *qp, uint32_t slot);
 int udrv_qp_release_all(struct udrv_qp *qp);
+int udrv_qp_ring(struct udrv_qp *qp);
 void udrv_qp_close(struct udrv_qp *qp);

@@ -320,6 +320,14 @@ int udrv_bench_loop(struct udrv_bench_loop *l, int *held)
 				judge_schedule(l, now);
 			return failed;
 		}
+		/* A poll has nobody else to do it: see udrv_qp_ring(). */
+		if (l->job->queue.ops->ring && l->inflight &&
+		    now > l->progress_ns && now > l->rung_ns &&
+		    now - l->progress_ns >= UDRV_RING_AFTER_NS &&
+		    now - l->rung_ns >= UDRV_RING_AFTER_NS) {
+			l->job->queue.ops->ring(l->job->queue.handle);
+			l->rung_ns = now;
+		}
 		ret = collect(l, quiet_ns(l, now, stopping));
 		if (unlikely(ret < 0))
 			return ret;

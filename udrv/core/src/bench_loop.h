@@ -36,6 +36,7 @@ struct udrv_bench_loop {
 	uint64_t start_ticks;
 	uint64_t cursor;	/* next unit of a sequential job */
 	uint64_t progress_ns;	/* last completion, or first submission after none was in flight */
+	uint64_t rung_ns;	/* last udrv_qp_ring() */
 	uint64_t unit_bytes;
 	uint64_t arrivals;
 	double arrival_ns;

@@ -125,9 +125,15 @@ static inline void ring_sq(struct udrv_qp *qp, uint32_t n)
 	 * before its reads of the ring.
 	 */
 	udrv_dma_wmb();
-	udrv_mmio_write32(qp->sq_doorbell, sh->sq_posted);
+	if (likely(!(qp->flags & UDRV_QP_HOW))) {
+		udrv_mmio_write32(qp->sq_doorbell, sh->sq_posted);
+		sh->sq_doorbells++;
+	} else if (udrv_doorbell_write(&qp->how[0], sh->sq_posted, sh->sq_rung)) {
+		sh->sq_doorbells++;
+	} else {
+		sh->sq_shadow++;
+	}
 	sh->sq_rung = sh->sq_posted;
-	sh->sq_doorbells++;
 }
 
 /* What is wrong with a command that the checks below did not let pass: -UDRV_E*. */
@@ -548,9 +554,15 @@ int __udrv_qp_reap(struct udrv_qp *qp, const struct udrv_completions *out, uint3
 	 * doorbell before it uses a slot again.
 	 */
 	udrv_dma_load_store();
-	udrv_mmio_write32(qp->cq_doorbell, head);
+	if (likely(!(qp->flags & UDRV_QP_HOW))) {
+		udrv_mmio_write32(qp->cq_doorbell, head);
+		sh->cq_doorbells++;
+	} else if (udrv_doorbell_write(&qp->how[1], head, sh->cq_rung)) {
+		sh->cq_doorbells++;
+	} else {
+		sh->cq_shadow++;
+	}
 	sh->cq_rung = head;
-	sh->cq_doorbells++;
 	return (int)(row - start);
 }
 

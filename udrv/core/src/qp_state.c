@@ -82,6 +82,34 @@ static void reset_free_stack(struct udrv_qp *qp)
 	qp->shared->nr_free = qp->nr_trackers;
 }
 
+/* Registers, messages in their place, shadows: what must be there together, and how aligned. */
+static int doorbells_valid(const struct udrv_qp_config *c)
+{
+	int shadows = !!c->sq_shadow + !!c->cq_shadow + !!c->sq_event + !!c->cq_event;
+
+	if (shadows && (misaligned(c->sq_shadow, 4) || misaligned(c->cq_shadow, 4) ||
+			misaligned(c->sq_event, 4) || misaligned(c->cq_event, 4)))
+		return 0;
+	if (!c->post_len)
+		return !misaligned(c->sq_doorbell, 4) && !misaligned(c->cq_doorbell, 4);
+	return c->post_len <= UDRV_POST_MAX && c->post_at <= c->post_len - sizeof(uint32_t) &&
+	       c->post_len >= sizeof(uint32_t) && c->sq_post && c->cq_post && c->post_fd >= 0 &&
+	       !c->sq_doorbell && !c->cq_doorbell;
+}
+
+static void set_how(struct udrv_doorbell *how, const struct udrv_qp_config *c, void *mmio,
+		    void *shadow, const void *event, const void *post)
+{
+	how->mmio = mmio;
+	how->shadow = shadow;
+	how->event = event;
+	how->post_fd = c->post_fd;
+	how->post_len = c->post_len;
+	how->post_at = c->post_at;
+	if (c->post_len)
+		memcpy(how->post, post, c->post_len);
+}
+
 int udrv_qp_init(struct udrv_qp *qp, const struct udrv_qp_config *c)
 {
 	struct udrv_qp_shared *sh = c->shared;
@@ -89,8 +117,7 @@ int udrv_qp_init(struct udrv_qp *qp, const struct udrv_qp_config *c)
 	if (c->entries < 2 || misaligned(c->shared, UDRV_CACHELINE) ||
 	    misaligned(c->sq, NVME_PAGE_SIZE) || misaligned(c->cq, NVME_PAGE_SIZE) ||
 	    misaligned(c->prp, NVME_PAGE_SIZE) || (c->prp_iova & NVME_PAGE_MASK) ||
-	    misaligned(c->sq_doorbell, 4) || misaligned(c->cq_doorbell, 4) ||
-	    !c->max_transfer || c->max_transfer > UDRV_QP_PRP_MAX_TRANSFER)
+	    !doorbells_valid(c) || !c->max_transfer || c->max_transfer > UDRV_QP_PRP_MAX_TRANSFER)
 		return -UDRV_EINVAL;
 
 	memset(qp, 0, sizeof(*qp));
@@ -106,7 +133,12 @@ int udrv_qp_init(struct udrv_qp *qp, const struct udrv_qp_config *c)
 	qp->max_transfer = c->max_transfer;
 	qp->qid = c->qid;
 	qp->eventfd = c->eventfd;
-	qp->flags = c->flags;
+	qp->flags = c->flags & ~(uint32_t)UDRV_QP_HOW;
+	if (c->sq_shadow || c->post_len) {
+		qp->flags |= UDRV_QP_HOW;
+		set_how(&qp->how[0], c, c->sq_doorbell, c->sq_shadow, c->sq_event, c->sq_post);
+		set_how(&qp->how[1], c, c->cq_doorbell, c->cq_shadow, c->cq_event, c->cq_post);
+	}
 	qp->fork_generation = udrv_fork_generation;
 
 	memset(sh, 0, sizeof(*sh));
@@ -127,6 +159,32 @@ int udrv_qp_init(struct udrv_qp *qp, const struct udrv_qp_config *c)
 	qp->slots = (struct udrv_qp_slot *)((char *)sh + sh->slots_offset);
 	memset(qp->trackers, 0, qp->nr_trackers * sizeof(*qp->trackers));
 	reset_free_stack(qp);
+	return 0;
+}
+
+/* --- a device that may sleep -------------------------------------------------------------- */
+
+void __udrv_qp_ring(struct udrv_qp *qp)
+{
+	struct udrv_qp_shared *sh = qp->shared;
+
+	if (!(qp->flags & UDRV_QP_HOW) || !qp->how[0].shadow)
+		return;	/* every move was written to the register */
+	udrv_doorbell_force(&qp->how[0], sh->sq_rung);
+	udrv_doorbell_force(&qp->how[1], sh->cq_rung);
+	sh->sq_doorbells++;
+	sh->cq_doorbells++;
+	sh->forced++;
+}
+
+int udrv_qp_ring(struct udrv_qp *qp)
+{
+	int ret = udrv_qp_enter(qp);
+
+	if (ret)
+		return ret;
+	__udrv_qp_ring(qp);
+	udrv_qp_leave(qp);
 	return 0;
 }
 

@@ -30,6 +30,11 @@ static int wait(void *queue, const struct udrv_completions *out, uint32_t min, u
 	return __udrv_qp_wait(queue, out, min, max, timeout_ns, spin_ns);
 }
 
+static void ring(void *queue)
+{
+	__udrv_qp_ring(queue);
+}
+
 static uint32_t room(const void *queue)
 {
 	return ((const struct udrv_qp *)queue)->shared->nr_free;
@@ -50,6 +55,7 @@ static const struct udrv_queue_ops ops = {
 	.submit = submit,
 	.reap = reap,
 	.wait = wait,
+	.ring = ring,
 	.room = room,
 	.cost = cost,
 };

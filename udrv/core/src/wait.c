@@ -39,6 +39,14 @@ static int sleep_on(int fd, uint64_t ns)
 	return 0;
 }
 
+/* How long to sleep with `left` to the end of the wait: not past the moment to ring. */
+static uint64_t patience(const struct udrv_qp *qp, uint64_t now, uint64_t left)
+{
+	uint64_t ring = UDRV_RING_AFTER_NS - (now - qp->silent_since);
+
+	return (qp->flags & UDRV_QP_HOW) && ring < left ? ring : left;
+}
+
 int __udrv_qp_wait(struct udrv_qp *qp, const struct udrv_completions *out, uint32_t min,
 		   uint32_t max, uint64_t timeout_ns, uint64_t spin_ns)
 {
@@ -47,6 +55,9 @@ int __udrv_qp_wait(struct udrv_qp *qp, const struct udrv_completions *out, uint3
 
 	if (unlikely(min > max || max > out->capacity))
 		return -UDRV_EINVAL;	/* or there would never be enough */
+	/* Waits that follow each other closely are one silence; else it begins now. */
+	if (start - qp->waited_until >= UDRV_RING_AFTER_NS)
+		qp->silent_since = start;
 	for (;;) {
 		int ret = __udrv_qp_reap(qp, out, n, max - n);
 		uint64_t now;
@@ -54,21 +65,30 @@ int __udrv_qp_wait(struct udrv_qp *qp, const struct udrv_completions *out, uint3
 		if (unlikely(ret < 0))
 			return ret;
 		n += (uint32_t)ret;
-		if (n >= min)
+		if (n >= min) {
+			if (n)
+				qp->waited_until = 0;	/* no silence: the next wait begins anew */
 			return (int)n;
+		}
 		if (!ret && spin_ns && ++round % SPIN_ROUNDS) {
 			udrv_cpu_relax();
 			continue;
 		}
 		now = udrv_monotonic_ns();
+		qp->waited_until = now;
 		if (ret)
-			last = now;
+			last = qp->silent_since = now;
+		if (unlikely(now - qp->silent_since >= UDRV_RING_AFTER_NS)) {
+			/* Does the device sleep, although EventIdx said that it does not? */
+			__udrv_qp_ring(qp);
+			qp->silent_since = now;
+		}
 		if (now - start >= timeout_ns)
 			return (int)n;
 		if (unlikely(__atomic_load_n(&qp->closed, __ATOMIC_RELAXED)))
 			return n ? (int)n : -UDRV_ECLOSED;
 		if (qp->eventfd >= 0 && now - last >= spin_ns && spin_ns != UDRV_SPIN_ONLY) {
-			ret = sleep_on(qp->eventfd, timeout_ns - (now - start));
+			ret = sleep_on(qp->eventfd, patience(qp, now, timeout_ns - (now - start)));
 			if (ret < 0)
 				return ret;
 		} else if (now - last >= YIELD_AFTER_NS) {

@@ -35,6 +35,8 @@ struct udrv_soft_queue_counters {
 	uint64_t errors;
 	uint64_t interrupts;
 	uint64_t cq_full;
+	uint64_t sq_shadow;
+	uint64_t cq_shadow;
 };
 
 struct udrv_soft_counters {

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Admin commands (NVMe 1.4, 5): the mandatory ones of an I/O controller, and no others. */
+/*
+ * Admin commands (NVMe 1.4, 5): the mandatory ones of an I/O controller, and Doorbell Buffer
+ * Config.
+ */
 #define _GNU_SOURCE
 #include "ctrl.h"
 
@@ -80,6 +83,12 @@ static uint16_t async_event(struct udrv_soft *c, const struct nv_sqe *cmd, uint3
 	return NV_NO_COMPLETION;
 }
 
+static uint16_t doorbell_buffer(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t *result)
+{
+	(void)result;
+	return soft_doorbell_buffer_config(c, cmd);
+}
+
 typedef uint16_t (*admin_fn)(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t *result);
 
 static const admin_fn handlers[] = {
@@ -93,6 +102,7 @@ static const admin_fn handlers[] = {
 	[NV_ADM_SET_FEATURES] = soft_set_feature,
 	[NV_ADM_GET_FEATURES] = soft_get_feature,
 	[NV_ADM_ASYNC_EVENT] = async_event,
+	[NV_ADM_DOORBELL_BUFFER] = doorbell_buffer,
 };
 
 uint16_t soft_admin(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t *result)

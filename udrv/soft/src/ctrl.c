@@ -193,6 +193,8 @@ static void sync_all(struct udrv_soft *c)
 void soft_controller_reset(struct udrv_soft *c)
 {
 	soft_queues_clear(c);
+	/* 5.7: its settings end with any controller level reset; the pages are the host's again. */
+	memset(&c->shadow, 0, sizeof(c->shadow));
 	memset(&c->event, 0, sizeof(c->event));
 	soft_features_reset(c);
 	c->allocated_queues = c->cfg.queues;
@@ -366,6 +368,12 @@ static void write_doorbell(struct udrv_soft *c, uint32_t index, uint32_t value)
 		return;
 	}
 	atomic_store_explicit(&c->doorbells[index], value, memory_order_relaxed);
+	if (c->cfg.flags & UDRV_SOFT_TRAP_DOORBELLS) {
+		if (index % 2)
+			c->counters->queue[qid].cq_doorbells++;
+		else
+			c->counters->queue[qid].sq_doorbells++;
+	}
 }
 
 int soft_bar_write(struct udrv_soft *c, uint32_t offset, const void *data, uint32_t count)

@@ -4,7 +4,8 @@
  *
  *   ctrl.c      made and freed; registers, enable, shutdown, reset
  *   pci.c       configuration space, interrupts
- *   queue.c     doorbells, fetching, completing, creating and deleting queues
+ *   queue.c     fetching, completing, creating and deleting queues
+ *   bell.c      doorbells: registers, and shadow doorbells in the host's memory
  *   admin.c     admin commands; identify.c, feature.c, event.c (logs and events) belong to it
  *   io.c        I/O commands, PRPs, and the media behind the namespaces
  *   server.c    vfio-user messages; conn.c moves them; loop.c is the one loop
@@ -47,9 +48,37 @@ static_assert(MAX_VECTORS * 16 <= BAR0_MSIX_PBA - BAR0_MSIX_TABLE, "the MSI-X ta
 static_assert((MAX_QID + 1) * 8 <= BAR0_DOORBELLS_SIZE, "the doorbells have room");
 
 /**
+ * struct soft_bell - a doorbell
+ * @mmio:	the value that was read from the register last, valid or not
+ * @shadow:	likewise, from the shadow doorbell buffer
+ * @renewed:	the value of @shadow when the host was last told not to ring
+ * @step:	the longest move seen
+ * @armed:	the host was told to ring by the register when it moves on from @shadow
+ */
+struct soft_bell {
+	uint32_t mmio;
+	uint32_t shadow;
+	uint32_t renewed;
+	uint32_t step;
+	bool armed;
+};
+
+/**
+ * struct soft_shadow - what Doorbell Buffer Config set up (NVMe 1.4, 5.7)
+ * @values:	I/O virtual address of the shadow doorbells, which the host writes
+ * @events:	likewise of the EventIdx values, which we write
+ */
+struct soft_shadow {
+	bool on;
+	uint64_t values;
+	uint64_t events;
+	struct dma_ref values_ref;
+	struct dma_ref events_ref;
+};
+
+/**
  * struct soft_sq - a submission queue
  * @stalled:	the completion queue had no room when this queue had its last turn
- * @doorbell:	the value that was read from its doorbell last, valid or not
  */
 struct soft_sq {
 	bool live;
@@ -59,7 +88,7 @@ struct soft_sq {
 	uint32_t size;
 	uint32_t head;
 	uint32_t tail;
-	uint32_t doorbell;
+	struct soft_bell bell;
 	uint64_t iova;
 	struct dma_ref ref;
 };
@@ -81,7 +110,7 @@ struct soft_cq {
 	uint32_t head;
 	uint32_t tail;
 	uint32_t free;
-	uint32_t doorbell;
+	struct soft_bell bell;
 	uint32_t nr_sqs;
 	uint64_t iova;
 	struct dma_ref ref;
@@ -168,6 +197,7 @@ struct udrv_soft {
 	/* queues: by id, and the live ones in the order in which they are served */
 	_Atomic uint32_t *doorbells; /* SQ tail of queue n at 2n, CQ head at 2n + 1 */
 	int doorbell_fd;
+	struct soft_shadow shadow;
 	struct soft_sq sq[MAX_QID + 1];
 	struct soft_cq cq[MAX_QID + 1];
 	uint32_t nr_sqs;
@@ -240,6 +270,32 @@ void soft_pci_write(struct udrv_soft *c, uint32_t offset, const uint8_t *data, u
 void soft_irq_arm(struct udrv_soft *c, uint32_t vector, int fd);
 void soft_irq_mask(struct udrv_soft *c, uint32_t vector, bool mask);
 bool soft_irq_raise(struct udrv_soft *c, uint32_t vector);
+
+/* --- bell.c -------------------------------------------------------------------------------- */
+
+/**
+ * soft_bell_moved() - look at a doorbell
+ * @index:	2n for the tail of submission queue n, 2n + 1 for the head of completion queue n
+ * @size:	entries of that queue
+ * @value:	what was read, if it changed; not checked
+ * Return: whether it changed since the last look.
+ */
+bool soft_bell_moved(struct udrv_soft *c, struct soft_bell *bell, uint32_t index, uint32_t size,
+		     uint32_t *value);
+
+/* soft_bell_start() - a new queue's doorbell reads 0, whatever an earlier one of its id left */
+void soft_bell_start(struct udrv_soft *c, struct soft_bell *bell, uint32_t index);
+
+/**
+ * soft_bells_arm() - before a sleep from which only a register write wakes
+ * Return: whether to sleep: false if a doorbell moved meanwhile.
+ */
+bool soft_bells_arm(struct udrv_soft *c);
+
+/* soft_bad_doorbell() - report an Invalid Doorbell Write Value */
+void soft_bad_doorbell(struct udrv_soft *c);
+
+uint16_t soft_doorbell_buffer_config(struct udrv_soft *c, const struct nv_sqe *cmd);
 
 /* --- queue.c ------------------------------------------------------------------------------- */
 

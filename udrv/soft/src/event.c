@@ -87,7 +87,8 @@ static void unmask(struct udrv_soft *c, enum nv_event_type type)
 	c->event.masked[type] = false;
 }
 
-static uint16_t send_log(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t size)
+static uint16_t send_log(struct udrv_soft *c, const struct nv_sqe *cmd, const void *log,
+			 uint32_t size)
 {
 	uint64_t dwords = ((uint64_t)(cmd->cdw11 & 0xffff) << 16 | cmd->cdw10 >> 16) + 1;
 	uint64_t offset = (uint64_t)cmd->cdw13 << 32 | cmd->cdw12;
@@ -105,7 +106,7 @@ static uint16_t send_log(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t
 		size_t part = size - offset < room ? (size_t)(size - offset) : room;
 
 		/* What lies beyond the end of the log is zero. */
-		memcpy(to, c->page + offset, part);
+		memcpy(to, (const uint8_t *)log + offset, part);
 		memset(to + part, 0, room - part);
 		offset += part;
 	}
@@ -115,6 +116,7 @@ static uint16_t send_log(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t
 uint16_t soft_get_log(struct udrv_soft *c, const struct nv_sqe *cmd)
 {
 	enum nv_event_type type = NV_EVENT_TYPES;
+	const void *log = c->page;
 	uint16_t status;
 	uint32_t size;
 
@@ -131,13 +133,17 @@ uint16_t soft_get_log(struct udrv_soft *c, const struct nv_sqe *cmd)
 	case NV_LOG_FIRMWARE:
 		size = fill_firmware(&c->firmware);
 		break;
+	case NV_LOG_COUNTERS:
+		log = c->counters;
+		size = sizeof(*c->counters);
+		break;
 	default:
 		return NV_LOG_INVALID;
 	}
 	/* LPA bit 0 is 0: these are the controller's, and no namespace has its own. */
 	if (cmd->nsid != 0 && cmd->nsid != NV_NSID_ALL)
 		return NV_INVALID_FIELD;
-	status = send_log(c, cmd, size);
+	status = send_log(c, cmd, log, size);
 	if (!status && type != NV_EVENT_TYPES && !(cmd->cdw10 & RETAIN_EVENT))
 		unmask(c, type);
 	return status;

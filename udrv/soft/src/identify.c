@@ -74,6 +74,7 @@ static void fill_controller(const struct udrv_soft *c, struct nv_id_ctrl *id)
 	id->rtd3r = 1000000; /* microseconds; never more, in practice none */
 	id->rtd3e = 1000000;
 	id->cntrltype = 1; /* I/O controller */
+	id->oacs = NV_OACS_DOORBELL_BUFFER;
 	id->acl = 3;
 	id->aerl = AER_MAX - 1;
 	id->frmw = 1 << 1 | 1; /* one slot, read-only */

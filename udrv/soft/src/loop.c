@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * The loop: queues, and every so often the socket. While there is work, and for a bounded time
- * after it, it polls; then it sleeps on the socket, in naps that grow, and looks at the doorbells
- * in between. While no queue can have work it sleeps until a message comes.
+ * after it, it polls; then it sleeps on the socket. Where doorbells are mapped, a write to one wakes
+ * nobody: it sleeps in naps that grow, and looks at the doorbells in between. Where they are trapped
+ * a write is a message, and with shadow doorbells EventIdx asks for that message: it sleeps until
+ * one comes, as it does while no queue can have work.
  */
 #define _GNU_SOURCE
 #include "conn.h"
@@ -73,6 +75,12 @@ static int64_t patience(struct udrv_soft *c, struct nap *nap, bool work)
 		else
 			sched_yield();
 		return ++nap->passes % SOCKET_EVERY ? -2 : 0;
+	}
+	if (c->cfg.flags & UDRV_SOFT_TRAP_DOORBELLS) {
+		if (!soft_bells_arm(c))
+			return -2;
+		c->counters->naps++;
+		return -1;
 	}
 	longest = now - nap->idle_since < LONG_IDLE_NS ? NAP_MAX_NS : NAP_LONG_NS;
 	ns = nap->ns;

@@ -3,12 +3,12 @@
  * Queues: doorbells in, commands fetched, completions posted (NVMe 1.4, 4.1 and 7.2).
  *
  * Ordering with the host, which runs in another process on the same memory:
- * - its stores to a submission queue entry come before its store to the tail doorbell (release);
- *   we load the doorbell with acquire before we read the entry;
+ * - its stores to a submission queue entry come before its store to the tail doorbell (release),
+ *   be it the register or its shadow; bell.c loads that with acquire before we read the entry;
  * - our stores to a completion come before the store of its last word, which has the phase
  *   (release); the host loads that word with acquire before it reads the rest;
- * - its loads of a completion come before its store to the head doorbell (release); we load
- *   that with acquire before we write the entry again.
+ * - its loads of a completion come before its store to the head doorbell (release); bell.c
+ *   loads that with acquire before we write the entry again.
  */
 #define _GNU_SOURCE
 #include "ctrl.h"
@@ -18,28 +18,15 @@
 /* Commands taken from one queue before the next queue's turn. */
 #define BURST 16u
 
-static uint32_t load_doorbell(const struct udrv_soft *c, uint32_t index)
-{
-	/* acquire: pairs with the host's release store; see the head of this file */
-	return atomic_load_explicit(&c->doorbells[index], memory_order_acquire);
-}
-
-static void bad_doorbell(struct udrv_soft *c)
-{
-	soft_event_raise(c, NV_EVENT_ERROR, NV_EVENT_BAD_DOORBELL_VALUE, NV_LOG_ERROR);
-}
-
 /* A value that is out of range is reported once and otherwise ignored: 7.2.3, 5.2.1. */
 static bool look_at_sq(struct udrv_soft *c, struct soft_sq *sq)
 {
-	uint32_t value = load_doorbell(c, 2u * sq->qid);
+	uint32_t value;
 
-	if (value == sq->doorbell)
+	if (!soft_bell_moved(c, &sq->bell, 2u * sq->qid, sq->size, &value))
 		return false;
-	sq->doorbell = value;
-	c->counters->queue[sq->qid].sq_doorbells++;
 	if (value >= sq->size)
-		bad_doorbell(c);
+		soft_bad_doorbell(c);
 	else
 		sq->tail = value;
 	return true;
@@ -47,22 +34,19 @@ static bool look_at_sq(struct udrv_soft *c, struct soft_sq *sq)
 
 static bool look_at_cq(struct udrv_soft *c, struct soft_cq *cq)
 {
-	uint32_t value = load_doorbell(c, 2u * cq->qid + 1);
-	uint32_t taken, outstanding;
+	uint32_t value, taken, outstanding;
 
-	if (value == cq->doorbell)
+	if (!soft_bell_moved(c, &cq->bell, 2u * cq->qid + 1, cq->size, &value))
 		return false;
-	cq->doorbell = value;
-	c->counters->queue[cq->qid].cq_doorbells++;
 	if (value >= cq->size) {
-		bad_doorbell(c);
+		soft_bad_doorbell(c);
 		return true;
 	}
 	taken = value >= cq->head ? value - cq->head : value + cq->size - cq->head;
 	outstanding = cq->size - 1 - cq->free;
 	if (taken > outstanding) {
 		/* The host claims to have taken what was never posted. */
-		bad_doorbell(c);
+		soft_bad_doorbell(c);
 		return true;
 	}
 	cq->head = value;
@@ -217,18 +201,12 @@ static void list_del(uint16_t *list, uint32_t *nr, uint16_t qid)
 	memmove(&list[i], &list[i + 1], (*nr - i) * sizeof(list[0]));
 }
 
-/* A new queue's doorbell reads 0, whatever an earlier queue of that id left there. */
-static void clear_doorbell(struct udrv_soft *c, uint32_t index)
-{
-	atomic_store_explicit(&c->doorbells[index], 0, memory_order_relaxed);
-}
-
 static void start_sq(struct udrv_soft *c, uint16_t qid, uint16_t cqid, uint32_t size,
 		     uint64_t iova)
 {
-	clear_doorbell(c, 2u * qid);
 	c->sq[qid] = (struct soft_sq){ .live = true, .qid = qid, .cqid = cqid, .size = size,
 				       .iova = iova };
+	soft_bell_start(c, &c->sq[qid].bell, 2u * qid);
 	c->cq[cqid].nr_sqs++;
 	list_add(c->sqs, &c->nr_sqs, qid);
 }
@@ -236,10 +214,10 @@ static void start_sq(struct udrv_soft *c, uint16_t qid, uint16_t cqid, uint32_t 
 static void start_cq(struct udrv_soft *c, uint16_t qid, uint32_t size, uint64_t iova,
 		     bool interrupts, uint16_t vector)
 {
-	clear_doorbell(c, 2u * qid + 1);
 	c->cq[qid] = (struct soft_cq){ .live = true, .phase = true, .interrupts = interrupts,
 				       .qid = qid, .vector = vector, .size = size,
 				       .free = size - 1, .iova = iova };
+	soft_bell_start(c, &c->cq[qid].bell, 2u * qid + 1);
 	list_add(c->cqs, &c->nr_cqs, qid);
 }
 

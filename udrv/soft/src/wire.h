@@ -143,6 +143,7 @@ enum nv_admin_opcode {
 	NV_ADM_SET_FEATURES = 0x09,
 	NV_ADM_GET_FEATURES = 0x0a,
 	NV_ADM_ASYNC_EVENT = 0x0c,
+	NV_ADM_DOORBELL_BUFFER = 0x7c,
 };
 
 enum nv_io_opcode {
@@ -160,6 +161,8 @@ struct nv_id_power_state {
 	uint16_t mp;
 	uint8_t rest[30];
 };
+
+#define NV_OACS_DOORBELL_BUFFER (1u << 8)
 
 /* Figure 251; fields that are zero here stand as gaps. */
 struct nv_id_ctrl {
@@ -255,6 +258,7 @@ enum nv_log {
 	NV_LOG_ERROR = 0x01,
 	NV_LOG_SMART = 0x02,
 	NV_LOG_FIRMWARE = 0x03,
+	NV_LOG_COUNTERS = 0xc0, /* vendor specific: struct udrv_soft_counters */
 };
 
 /* Figure 194. */

@@ -25,6 +25,7 @@
 
 #include <udrv/clock.h>
 #include <udrv/compiler.h>
+#include <udrv/doorbell.h>
 #include <udrv/nvme.h>
 
 /* Errors, returned negated. Above the errno range, so that neither is taken for the other. */
@@ -120,7 +121,9 @@ struct udrv_qp_shared {
 	uint32_t nr_free;
 	uint32_t __reserved2;
 	uint64_t submitted;		/* commands posted since creation */
-	uint64_t sq_doorbells;		/* doorbell writes */
+	uint64_t sq_doorbells;		/* register writes (MMIO, or a message each) */
+	uint64_t sq_shadow;		/* updates of the shadow doorbell alone */
+	uint64_t forced;		/* udrv_qp_ring(): the device might sleep */
 
 	/* completion side */
 	uint32_t cq_head __cacheline_aligned;	/* next CQ slot to look at */
@@ -130,12 +133,19 @@ struct udrv_qp_shared {
 	uint64_t consumed;		/* completions consumed, rejected ones included */
 	uint64_t completed;		/* completions delivered to the caller */
 	uint64_t cq_doorbells;
+	uint64_t cq_shadow;
 	struct udrv_qp_anomalies anomalies;
 };
 static_assert(offsetof(struct udrv_qp_shared, sq_posted) == UDRV_CACHELINE &&
 	      offsetof(struct udrv_qp_shared, cq_head) == 2 * UDRV_CACHELINE &&
 	      sizeof(struct udrv_qp_shared) == 4 * UDRV_CACHELINE,
 	      "each side has a line of its own; anomalies are the rare last one");
+
+/*
+ * With shadow doorbells: a wait in which nothing comes for this long rings by the register, for all
+ * that EventIdx says, and then again after as long.
+ */
+#define UDRV_RING_AFTER_NS 20000000u
 
 /* This process's handle. Opaque to everyone but the files of core/ and their tests. */
 struct udrv_qp {
@@ -167,6 +177,12 @@ struct udrv_qp {
 	volatile uint32_t *cq_doorbell;
 
 	uint32_t slot_inflight[UDRV_QP_SLOTS] __cacheline_aligned;
+
+	/* with UDRV_QP_HOW: SQ and CQ doorbell, where that is more than a store */
+	struct udrv_doorbell how[2] __cacheline_aligned;
+	/* of waits: CLOCK_MONOTONIC */
+	uint64_t waited_until __cacheline_aligned;	/* the last look at the clock */
+	uint64_t silent_since;		/* nothing was waited for and came since */
 };
 static_assert(offsetof(struct udrv_qp, owner) == UDRV_CACHELINE &&
 	      offsetof(struct udrv_qp, slot_inflight) == 2 * UDRV_CACHELINE,
@@ -175,6 +191,7 @@ static_assert(sizeof(struct udrv_qp) % UDRV_CACHELINE == 0, "aligned_alloc() wan
 
 enum udrv_qp_flag {
 	UDRV_QP_UNTIMED = 1,	/* no timestamps: latency_ns is 0 */
+	UDRV_QP_HOW = 2,	/* doorbells are written as `how` says; set by udrv_qp_init() */
 };
 
 /* What udrv_qp_init() needs; addresses are this process's. */
@@ -189,8 +206,18 @@ struct udrv_qp_config {
 	void *cq;			/* entries * 16 bytes, page-aligned, zeroed */
 	void *prp;			/* (entries - 1) pages */
 	uint64_t prp_iova;
-	void *sq_doorbell;
+	void *sq_doorbell;		/* the registers; NULL if they are written by message */
 	void *cq_doorbell;
+	void *sq_shadow;		/* entries in the shadow doorbell and EventIdx buffers; all */
+	void *cq_shadow;		/* four or none; no other queue of this id is using them */
+	void *sq_event;
+	void *cq_event;
+	const void *sq_post;		/* messages of post_len bytes that write the registers */
+	const void *cq_post;
+	int32_t post_fd;
+	uint32_t post_len;		/* at most UDRV_POST_MAX; 0: the registers are mapped */
+	uint32_t post_at;		/* of the value in a message */
+	uint32_t __reserved1;
 };
 
 /* The largest transfer that one PRP list page describes, at any alignment of its first byte. */
@@ -316,6 +343,14 @@ int udrv_qp_quarantine(struct udrv_qp *qp, uint32_t slot);
  */
 int udrv_qp_release_all(struct udrv_qp *qp);
 
+/*
+ * Write tail and head to the registers, if there are shadow doorbells: the device's EventIdx may
+ * have said wrongly that it does not sleep. __udrv_qp_wait() does it when nothing comes; whoever
+ * waits in another way does it before a command counts as lost.
+ * Return: 0, or -UDRV_E*.
+ */
+int udrv_qp_ring(struct udrv_qp *qp);
+
 /* From now on every call returns -UDRV_ECLOSED. Safe from any thread. */
 void udrv_qp_close(struct udrv_qp *qp);
 
@@ -326,5 +361,6 @@ int __udrv_qp_submit(struct udrv_qp *qp, const struct udrv_batch *batch, uint32_
 		     uint32_t count, uint32_t *bad);
 int __udrv_qp_reap(struct udrv_qp *qp, const struct udrv_completions *out, uint32_t first,
 		   uint32_t max);
+void __udrv_qp_ring(struct udrv_qp *qp);
 
 #endif /* UDRV_QP_H */

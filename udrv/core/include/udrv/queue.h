@@ -25,6 +25,7 @@ struct udrv_queue_ops {
 	int (*reap)(void *queue, const struct udrv_completions *out, uint32_t first, uint32_t max);
 	int (*wait)(void *queue, const struct udrv_completions *out, uint32_t min, uint32_t max,
 		    uint64_t timeout_ns, uint64_t spin_ns);
+	void (*ring)(void *queue);	/* as udrv_qp_ring(); NULL: there is nothing to ring */
 	uint32_t (*room)(const void *queue);	/* commands that can be submitted now */
 	void (*cost)(const void *queue, struct udrv_queue_cost *cost);
 };

@@ -71,8 +71,11 @@ struct udrv_soft_config {
 
 /**
  * struct udrv_soft_queue_counters - what one queue pair saw since the controller was made
- * @sq_doorbells: changes seen of the submission doorbell (a client may write faster than we look)
- * @cq_doorbells: changes seen of the completion doorbell
+ * @sq_doorbells: writes of the submission doorbell register: each one where doorbells are trapped;
+ *		where they are mapped, changes seen (a client may write faster than we look)
+ * @cq_doorbells: likewise of the completion doorbell
+ * @sq_shadow:	changes seen of the shadow submission doorbell
+ * @cq_shadow:	changes seen of the shadow completion doorbell
  * @commands:	commands fetched
  * @errors:	of these, completed with an error status
  * @interrupts:	times the vector was signalled for this completion queue
@@ -85,10 +88,15 @@ struct udrv_soft_queue_counters {
 	uint64_t errors;
 	uint64_t interrupts;
 	uint64_t cq_full;
+	uint64_t sq_shadow;
+	uint64_t cq_shadow;
 };
 
 /**
  * struct udrv_soft_counters - written by the serving thread alone, readable at any time
+ *
+ * Log page C0h, too: a client that has no other way to them reads them there.
+ *
  * @messages:	vfio-user messages handled
  * @refused:	of these, answered by an error
  * @naps:	times the thread went to sleep
