@@ -130,6 +130,41 @@ class UringNotBuiltError(UdrvError, ImportError):
     """udrv was built without liburing: `udrv.rings` has nothing to work with."""
 
 
+class UringDisabledError(UdrvError, PermissionError):
+    """io_uring is switched off here. `reason` is "sysctl", "seccomp" or "unknown"."""
+
+    def __init__(
+        self, tried: str, *, reason: str, device: str | None = None, mend: str | None = None
+    ) -> None:
+        super().__init__(tried, device=device, mend=mend)
+        self.reason = reason
+
+
+class UringUnsupportedError(UdrvError):
+    """The running kernel is too old for an operation or a flag of io_uring, or has no io_uring.
+
+    `needs` is the first release that has it ("6.1"), or None if that is not known.
+    """
+
+    def __init__(
+        self, tried: str, *, needs: str | None = None, device: str | None = None,
+        mend: str | None = None,
+    ) -> None:
+        super().__init__(tried, device=device, mend=mend)
+        self.needs = needs
+
+
+class UringError(UdrvError, OSError):
+    """io_uring failed for a reason that has no class of its own; `errno` is kept."""
+
+    def __init__(
+        self, tried: str, *, errno: int | None = None, device: str | None = None,
+        mend: str | None = None,
+    ) -> None:
+        super().__init__(tried, device=device, mend=mend)
+        self.errno = errno
+
+
 # --- memory ------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,28 @@ class FFI:
         self, cdecl: Literal["struct io_uring_params *"], init: Any = ..., /,
     ) -> struct_io_uring_params: ...
     @overload
+    def new(self, cdecl: Literal["struct iovec *"], init: Any = ..., /) -> struct_iovec: ...
+    @overload
+    def new(
+        self, cdecl: Literal["struct udrv_uring *"], init: Any = ..., /,
+    ) -> struct_udrv_uring: ...
+    @overload
+    def new(
+        self, cdecl: Literal["struct udrv_uring_batch *"], init: Any = ..., /,
+    ) -> struct_udrv_uring_batch: ...
+    @overload
+    def new(
+        self, cdecl: Literal["struct udrv_uring_completions *"], init: Any = ..., /,
+    ) -> struct_udrv_uring_completions: ...
+    @overload
+    def new(
+        self, cdecl: Literal["struct udrv_uring_counts *"], init: Any = ..., /,
+    ) -> struct_udrv_uring_counts: ...
+    @overload
+    def new(
+        self, cdecl: Literal["struct udrv_uring_op *"], init: Any = ..., /,
+    ) -> struct_udrv_uring_op: ...
+    @overload
     def new(self, cdecl: Any, init: Any = ..., /) -> Any: ...
     @overload
     def cast(self, cdecl: Literal["struct io_uring *"], value: Any, /) -> struct_io_uring: ...
@@ -30,6 +52,26 @@ class FFI:
     def cast(
         self, cdecl: Literal["struct io_uring_params *"], value: Any, /,
     ) -> struct_io_uring_params: ...
+    @overload
+    def cast(self, cdecl: Literal["struct iovec *"], value: Any, /) -> struct_iovec: ...
+    @overload
+    def cast(self, cdecl: Literal["struct udrv_uring *"], value: Any, /) -> struct_udrv_uring: ...
+    @overload
+    def cast(
+        self, cdecl: Literal["struct udrv_uring_batch *"], value: Any, /,
+    ) -> struct_udrv_uring_batch: ...
+    @overload
+    def cast(
+        self, cdecl: Literal["struct udrv_uring_completions *"], value: Any, /,
+    ) -> struct_udrv_uring_completions: ...
+    @overload
+    def cast(
+        self, cdecl: Literal["struct udrv_uring_counts *"], value: Any, /,
+    ) -> struct_udrv_uring_counts: ...
+    @overload
+    def cast(
+        self, cdecl: Literal["struct udrv_uring_op *"], value: Any, /,
+    ) -> struct_udrv_uring_op: ...
     @overload
     def cast(self, cdecl: Any, value: Any, /) -> Any: ...
     def addressof(self, cdata: Any, /, *field_or_index: str | int) -> Any: ...
@@ -68,6 +110,64 @@ class struct_io_uring_params:
     features: int
     wq_fd: int
 
+class struct_iovec:
+    iov_base: Any
+    iov_len: int
+
+class struct_udrv_uring:
+    ring: struct_io_uring
+    nr_slots: int
+    prepared: int
+    completed: int
+    strays: int
+    overflows: int
+
+class struct_udrv_uring_batch:
+    capacity: int
+    writable: int
+    base: int
+    size: int
+    opcode: Any
+    flags: Any
+    fd: Any
+    file_offset: Any
+    buffer_offset: Any
+    length: Any
+    rw_flags: Any
+    buf_index: Any
+    user_data: Any
+    token: Any
+
+class struct_udrv_uring_completions:
+    capacity: int
+    user_data: Any
+    token: Any
+    res: Any
+    flags: Any
+    big: Any
+
+class struct_udrv_uring_counts:
+    inflight: int
+    unsubmitted: int
+    ready: int
+    dropped: int
+    backlog: int
+
+class struct_udrv_uring_op:
+    off: int
+    addr: int
+    user_data: int
+    addr3: int
+    fd: int
+    len: int
+    op_flags: int
+    file_index: int
+    group: int
+    ioprio: int
+    buf_index: int
+    opcode: int
+    flags: int
+
 class Lib:
     IORING_SETUP_CLAMP: Final[int]
     IORING_SETUP_COOP_TASKRUN: Final[int]
@@ -83,9 +183,67 @@ class Lib:
     IORING_SETUP_TASKRUN_FLAG: Final[int]
     UDRV_LIBURING_SHARED: Final[int]
     UDRV_LIBURING_VERSION: Final[int]
+    UDRV_URING_CMD_MAX: Final[int]
+    UDRV_URING_EBUFFER: Final[int]
+    UDRV_URING_EBUSY: Final[int]
+    UDRV_URING_ECHAIN: Final[int]
+    UDRV_URING_ECLOSED: Final[int]
+    UDRV_URING_EFLAGS: Final[int]
+    UDRV_URING_EINVAL: Final[int]
+    UDRV_URING_EOPCODE: Final[int]
+    UDRV_URING_EREADONLY: Final[int]
+    UDRV_URING_ESLOTS: Final[int]
+    UDRV_URING_ESQFULL: Final[int]
+    UDRV_URING_NO_GROUP: Final[int]
     def io_uring_queue_exit(self, ring: struct_io_uring, /) -> None: ...
     def io_uring_queue_init_params(
         self, entries: int, ring: struct_io_uring, p: struct_io_uring_params, /,
     ) -> int: ...
-    def udrv_uring_free(self, ring: struct_io_uring, /) -> None: ...
-    def udrv_uring_new(self) -> struct_io_uring: ...
+    def io_uring_register_buffers(
+        self, ring: struct_io_uring, iovecs: struct_iovec, nr: int, /,
+    ) -> int: ...
+    def io_uring_register_buffers_sparse(self, ring: struct_io_uring, nr: int, /) -> int: ...
+    def io_uring_register_buffers_update_tag(
+        self, ring: struct_io_uring, off: int, iovecs: struct_iovec, tags: Any, nr: int, /,
+    ) -> int: ...
+    def io_uring_register_eventfd(self, ring: struct_io_uring, fd: int, /) -> int: ...
+    def io_uring_register_eventfd_async(self, ring: struct_io_uring, fd: int, /) -> int: ...
+    def io_uring_register_files(self, ring: struct_io_uring, files: Any, nr: int, /) -> int: ...
+    def io_uring_register_files_sparse(self, ring: struct_io_uring, nr: int, /) -> int: ...
+    def io_uring_register_files_update(
+        self, ring: struct_io_uring, off: int, files: Any, nr: int, /,
+    ) -> int: ...
+    def io_uring_unregister_buffers(self, ring: struct_io_uring, /) -> int: ...
+    def io_uring_unregister_eventfd(self, ring: struct_io_uring, /) -> int: ...
+    def io_uring_unregister_files(self, ring: struct_io_uring, /) -> int: ...
+    def udrv_uring_cancel_all(self, u: struct_udrv_uring, sync: int, /) -> int: ...
+    def udrv_uring_counts(
+        self, u: struct_udrv_uring, counts: struct_udrv_uring_counts, /,
+    ) -> int: ...
+    def udrv_uring_discard(self, u: struct_udrv_uring, /) -> int: ...
+    def udrv_uring_exit(self, u: struct_udrv_uring, /) -> int: ...
+    def udrv_uring_free(self, u: struct_udrv_uring, /) -> None: ...
+    def udrv_uring_new(self, slots: int, /) -> struct_udrv_uring: ...
+    def udrv_uring_open(
+        self, u: struct_udrv_uring, entries: int, params: struct_io_uring_params, /,
+    ) -> int: ...
+    def udrv_uring_prep(self, u: struct_udrv_uring, op: struct_udrv_uring_op, /) -> int: ...
+    def udrv_uring_prep_cmd(
+        self, u: struct_udrv_uring, op: struct_udrv_uring_op, command: Any, size: int, /,
+    ) -> int: ...
+    def udrv_uring_prep_timeout(
+        self, u: struct_udrv_uring, op: struct_udrv_uring_op, sec: int, nsec: int, /,
+    ) -> int: ...
+    def udrv_uring_probe(self, u: struct_udrv_uring, supported: Any, count: int, /) -> int: ...
+    def udrv_uring_push(
+        self, u: struct_udrv_uring, batch: struct_udrv_uring_batch, first: int, count: int, group:
+        int, bad: Any, /,
+    ) -> int: ...
+    def udrv_uring_reap(
+        self, u: struct_udrv_uring, out: struct_udrv_uring_completions, max: int, /,
+    ) -> int: ...
+    def udrv_uring_released(self, u: struct_udrv_uring, /) -> int: ...
+    def udrv_uring_submit(self, u: struct_udrv_uring, /) -> int: ...
+    def udrv_uring_wait(
+        self, u: struct_udrv_uring, count: int, timeout_ns: int, submit: int, /,
+    ) -> int: ...

@@ -14,6 +14,12 @@
 #define IORING_SETUP_SINGLE_ISSUER ...
 #define IORING_SETUP_DEFER_TASKRUN ...
 
+struct iovec {
+	void *iov_base;
+	size_t iov_len;
+	...;
+};
+
 struct io_uring {
 	unsigned flags;
 	int ring_fd;
@@ -32,7 +38,19 @@ struct io_uring_params {
 	...;
 };
 
-struct io_uring *udrv_uring_new(void);
-void udrv_uring_free(struct io_uring *ring);
 int io_uring_queue_init_params(unsigned entries, struct io_uring *ring, struct io_uring_params *p);
 void io_uring_queue_exit(struct io_uring *ring);
+int io_uring_register_buffers(struct io_uring *ring, const struct iovec *iovecs, unsigned nr);
+int io_uring_register_buffers_sparse(struct io_uring *ring, unsigned nr);
+int io_uring_register_buffers_update_tag(struct io_uring *ring, unsigned off,
+					 const struct iovec *iovecs, const unsigned long long *tags,
+					 unsigned nr);
+int io_uring_unregister_buffers(struct io_uring *ring);
+int io_uring_register_files(struct io_uring *ring, const int *files, unsigned nr);
+int io_uring_register_files_sparse(struct io_uring *ring, unsigned nr);
+int io_uring_register_files_update(struct io_uring *ring, unsigned off, const int *files,
+				   unsigned nr);
+int io_uring_unregister_files(struct io_uring *ring);
+int io_uring_register_eventfd(struct io_uring *ring, int fd);
+int io_uring_register_eventfd_async(struct io_uring *ring, int fd);
+int io_uring_unregister_eventfd(struct io_uring *ring);
