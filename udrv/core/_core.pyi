@@ -262,6 +262,7 @@ class struct_udrv_hist:
 class struct_udrv_qp:
     shared: struct_udrv_qp_shared
     eventfd: int
+    ring_after_ns: int
 
 class struct_udrv_qp_anomalies:
     bad_cid: int

@@ -30,7 +30,7 @@ from udrv.fork import ForkGuard
 from udrv.memory import Buffer
 from udrv.nvme.aio_seats import TURN, Seats, Transfer
 from udrv.nvme.batch import STATUS_CODE
-from udrv.nvme.queue import Queue
+from udrv.nvme.queue import RESCUE_SECONDS, Queue
 from udrv.units import seconds
 
 #: One transfer has at most this part of the queue, so that a small one finds room beside it.
@@ -92,6 +92,7 @@ class AsyncQueue:
         self._pause = _BACK_OFF[0]
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
+        self._rung = False  # for transfers whose time is up
         self._heard = 0.0
         self._transfers = self._late = self._wakeups = self._reaps = self._submits = 0
         if self.interrupt:
@@ -356,12 +357,20 @@ class AsyncQueue:
             return
         now = self._loop.time()
         if now - self._heard >= _SILENCE:
+            self._queue.ring()  # and a device that sleeps over commands is woken
             self._look()  # at the latest here a lost interrupt is made good
             if now - self._heard >= _SILENCE:
                 self._check_alive()
                 self._heard = now
+        if self._rung:
+            self._look()
         out = [t for t in (*self._waiting, *self._seats.transfers()) if not t.settled]
         if any(transfer.deadline <= now for transfer in out):
+            if not self._rung and self._queue.ring():
+                self._rung = True  # what that woke has a moment more
+                self._arm(now + RESCUE_SECONDS)
+                return
+            self._rung = False
             self._check_alive()  # that is what is behind it
         due = now + _SILENCE
         for transfer in out:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _NS = 1_000_000_000
 
 #: How long a device that was rung has to complete something.
-_RESCUE_SECONDS = 0.02
+RESCUE_SECONDS = 0.02
 
 
 class QueueOwner(Protocol):
@@ -283,7 +283,11 @@ class Queue:
         With shadow doorbells it says itself when it wants that, and may be wrong; so this comes
         before commands are given up. Long waits do it by themselves.
         """
-        return self.reap(1, timeout=_RESCUE_SECONDS if self._pair.ring() else 0)
+        return self.reap(1, timeout=RESCUE_SECONDS if self.ring() else 0)
+
+    def ring(self) -> bool:
+        """Write the doorbell registers, if they are shadowed (else False): see `rescue`."""
+        return self._pair.ring()
 
     def give_up(self, batch: Batch, what: str, timeout: float) -> None:
         """Quarantine the batch and raise `CommandTimeoutError`, or what is behind it."""

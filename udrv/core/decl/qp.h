@@ -55,6 +55,7 @@ struct udrv_qp_shared {
 struct udrv_qp {
 	struct udrv_qp_shared *shared;
 	int32_t eventfd;
+	uint64_t ring_after_ns;
 	...;
 };
 

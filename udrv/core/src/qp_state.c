@@ -140,6 +140,7 @@ int udrv_qp_init(struct udrv_qp *qp, const struct udrv_qp_config *c)
 		set_how(&qp->how[1], c, c->cq_doorbell, c->cq_shadow, c->cq_event, c->cq_post);
 	}
 	qp->fork_generation = udrv_fork_generation;
+	qp->ring_after_ns = UDRV_RING_AFTER_NS;
 
 	memset(sh, 0, sizeof(*sh));
 	sh->magic = UDRV_QP_MAGIC;

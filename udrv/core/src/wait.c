@@ -42,7 +42,7 @@ static int sleep_on(int fd, uint64_t ns)
 /* How long to sleep with `left` to the end of the wait: not past the moment to ring. */
 static uint64_t patience(const struct udrv_qp *qp, uint64_t now, uint64_t left)
 {
-	uint64_t ring = UDRV_RING_AFTER_NS - (now - qp->silent_since);
+	uint64_t ring = qp->ring_after_ns - (now - qp->silent_since);
 
 	return (qp->flags & UDRV_QP_HOW) && ring < left ? ring : left;
 }
@@ -56,7 +56,7 @@ int __udrv_qp_wait(struct udrv_qp *qp, const struct udrv_completions *out, uint3
 	if (unlikely(min > max || max > out->capacity))
 		return -UDRV_EINVAL;	/* or there would never be enough */
 	/* Waits that follow each other closely are one silence; else it begins now. */
-	if (start - qp->waited_until >= UDRV_RING_AFTER_NS)
+	if (start - qp->waited_until >= qp->ring_after_ns)
 		qp->silent_since = start;
 	for (;;) {
 		int ret = __udrv_qp_reap(qp, out, n, max - n);
@@ -78,7 +78,7 @@ int __udrv_qp_wait(struct udrv_qp *qp, const struct udrv_completions *out, uint3
 		qp->waited_until = now;
 		if (ret)
 			last = qp->silent_since = now;
-		if (unlikely(now - qp->silent_since >= UDRV_RING_AFTER_NS)) {
+		if (unlikely(now - qp->silent_since >= qp->ring_after_ns)) {
 			/* Does the device sleep, although EventIdx said that it does not? */
 			__udrv_qp_ring(qp);
 			qp->silent_since = now;

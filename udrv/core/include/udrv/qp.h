@@ -183,6 +183,7 @@ struct udrv_qp {
 	/* of waits: CLOCK_MONOTONIC */
 	uint64_t waited_until __cacheline_aligned;	/* the last look at the clock */
 	uint64_t silent_since;		/* nothing was waited for and came since */
+	uint64_t ring_after_ns;		/* UDRV_RING_AFTER_NS; tests have others */
 };
 static_assert(offsetof(struct udrv_qp, owner) == UDRV_CACHELINE &&
 	      offsetof(struct udrv_qp, slot_inflight) == 2 * UDRV_CACHELINE,
