@@ -317,6 +317,10 @@ class MissingToolError(UdrvError):
     """A program or a Python package that this needs is not installed."""
 
 
+class ToolFailedError(UdrvError):
+    """A program that this runs (fio) failed; the message holds what it said."""
+
+
 class ResultFileError(UdrvError, ValueError):
     """A file does not hold what a benchmark wrote; the message names the place in it."""
 

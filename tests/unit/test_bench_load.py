@@ -179,7 +179,8 @@ def test_a_damaged_document_is_read_or_refused_by_name(program: str, data: st.Da
     (b'{"fio version": "fio-2.1", "jobs": [{"jobname": "a", "read": {"total_ios": 1}}]}',
      r"jobs\[0\].read has no 'lat_ns'"),
     (b'{"udrv version": "1", "jobs": [{}]}', "has no 'udrv'"),
-    (b'{"udrv version": "1", "compare": {"cases": 3}}', "compare.cases is no array"),
+    (b'{"udrv version": "1", "compare": {"figure": "clat", "cases": 3}}',
+     "compare.cases is no array"),
 ])  # fmt: skip
 def test_what_is_no_result_is_refused(tmp_path: Path, content: bytes, complaint: str) -> None:
     path = tmp_path / "x.json"

@@ -206,7 +206,7 @@ def ratios(comparison: Comparison) -> Figure:
         if not found:
             continue
         data.append({
-            "type": "scatter", "mode": "markers", "name": html.escape(case),
+            "type": "scatter", "mode": "markers", "name": html.escape(case), "orientation": "h",
             "marker": {"size": 9, "color": colour(index)},
             "x": [ratio.ratio for ratio in found],
             "y": [names[ratio.figure] for ratio in found],
@@ -219,13 +219,23 @@ def ratios(comparison: Comparison) -> Figure:
         })
     return {"data": data, "layout": _layout(
         _titled(f"ratio to {html.escape(comparison.cases[0])}", type="log",
-                tickvals=[0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5,
-                          2, 3, 5, 10, 20, 50, 100]),
+                tickvals=_ratio_ticks(comparison)),
         {"autorange": "reversed", "type": "category"},
         scattermode="group", scattergap=0.5,
         shapes=[{"type": "line", "x0": 1, "x1": 1, "y0": 0, "y1": 1, "yref": "paper",
                  "line": {"color": "#8a8f98", "width": 1, "dash": "dot"}}],
     )}  # fmt: skip
+
+
+def _ratio_ticks(comparison: Comparison) -> list[float]:
+    """Ticks beside 1 on both sides alike: the wider the range, the coarser."""
+    ends = [end for r in comparison.ratios for end in (r.low or r.ratio, r.high or r.ratio)]
+    span = max((abs(math.log10(end)) for end in ends if end > 0), default=0.0)
+    if span > 0.9:
+        step = math.ceil(span / 4)
+        return [10.0 ** (step * n) for n in range(-5, 6)]
+    sides = [1.02, 1.05, 1.1, 1.2] if span < 0.1 else [1.1, 1.25, 1.5, 2, 3, 5]
+    return [_round(1 / side) for side in reversed(sides)] + [1.0, *sides]
 
 
 def rounds(comparison: Comparison) -> Figure:

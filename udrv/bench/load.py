@@ -74,10 +74,13 @@ def _distinct(results: list[Measured]) -> list[Measured]:
     return results
 
 
-def from_document(document: Place) -> list[Measured]:
-    """Return the jobs of a result of ours or fio's. Raises `ResultFileError`."""
+def from_document(document: Place, *, figure: str | None = None) -> list[Measured]:
+    """Return the jobs of a result of ours or fio's. Raises `ResultFileError`.
+
+    `figure` is whose latencies to take from ours: "clat", "lat", or None for what fits the loop.
+    """
     if document.get("udrv version") is not None:
-        return [_udrv(document)]
+        return [_udrv(document, figure)]
     if document.get("fio version") is not None:
         jobs = document["jobs"].list()
         if not jobs:
@@ -89,13 +92,13 @@ def from_document(document: Place) -> list[Measured]:
 # --- ours ----------------------------------------------------------------------------------------
 
 
-def _udrv(document: Place) -> Measured:
+def _udrv(document: Place, wanted: str | None) -> Measured:
     jobs = document["jobs"].list()
     if not jobs:
         document.fail("has no job")
     job, ours = jobs[0], document["udrv"]
     setup, loop = ours["setup"], ours.get("open_loop")
-    figure = "clat" if loop is None else "lat"
+    figure = wanted or ("clat" if loop is None else "lat")
     cpu = ours["cost"].get("cpu_ns_per_io")
     return Measured(
         label=setup["target"].text(),
@@ -197,7 +200,11 @@ def _fio(document: Place, job: Place) -> Measured:
 
 def _compare(document: Place) -> tuple[Comparison, list[Measured]]:
     compare = document["compare"]
-    results, rounds = [], {}
+    results: list[Measured] = []
+    rounds: dict[str, tuple[dict[str, float], ...]] = {}
+    figure = compare["figure"].text()
+    if figure not in ("clat", "lat"):
+        compare["figure"].fail("is neither clat nor lat")
     for case in compare["cases"].list():
         label = case["label"].text()
         if label in rounds:
@@ -213,10 +220,12 @@ def _compare(document: Place) -> tuple[Comparison, list[Measured]]:
                 label=label,
                 program=case["program"].text(),
                 file=document.file,
-                figure="clat",
+                figure=figure,
                 job=_words(compare["job options"]),
                 setup={key: value.text() for key, value in case["setup"].items()},
-                directions=directions(case, "clat_ns", udrv_bucket if ours else fio_bucket),
+                directions=directions(
+                    case, f"{figure}_ns", udrv_bucket if ours else fio_bucket
+                ),
                 cpu_ns_per_io=None if cpu is None else cpu.number(),
                 warnings=tuple(warning.text() for warning in case["warnings"].list()),
             )

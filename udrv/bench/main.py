@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -17,9 +18,12 @@ import typer
 from udrv._version import __version__
 from udrv.bench import options
 from udrv.errors import InvalidRequestError
-from udrv.program import Debug, ErrorGroup, say
+from udrv.program import Debug, ErrorGroup, printable, say
 from udrv.stdio import run as run_app
 from udrv.units import format_size
+
+#: Columns when the output is no terminal: wide enough that no row of a table is folded.
+_FILE_WIDTH = 200
 
 app = typer.Typer(
     name="udrv-bench",
@@ -151,6 +155,102 @@ def run_command(
     if result.errors:
         raise typer.Exit(1)
     if result.interrupted:
+        raise typer.Exit(130)
+
+
+@app.command("compare")
+def compare_command(
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TARGET...", help="What run takes; ratios are to the first. One given twice "
+            "shows the noise.",
+        ),
+    ],
+    *,
+    with_: Annotated[
+        str | None,
+        typer.Option("--with", metavar="fio", help="Run fio, too, on the kernel's nodes among the "
+                     "targets."),
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", help="Runs of each.")] = 5,
+    rw: options.Rw = "randread",
+    rwmixread: options.RwMixRead = 50,
+    bs: options.Bs = "4k",
+    iodepth: options.IoDepth = 1,
+    numjobs: options.NumJobs = 1,
+    runtime: options.Runtime = None,
+    size: options.Size = None,
+    offset: options.Offset = "0",
+    number_ios: options.NumberIos = None,
+    seed: options.Seed = 1,
+    rate_iops: options.RateIops = None,
+    rate_process: options.RateProcess = "linear",
+    nsid: options.Nsid = 1,
+    wait: options.Wait = "poll",
+    spin: options.Spin = "50us",
+    max_errors: options.MaxErrors = 1,
+    timeout: options.Timeout = "30",
+    bind: Annotated[
+        bool,
+        typer.Option("--bind", help="Bind pci: targets to VFIO for each of their runs, and give "
+                     "them back after it."),
+    ] = False,
+    i_mean: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--i-mean", metavar="SERIAL:NSID",
+            help="A namespace whose data a job that writes destroys; once for each drive.",
+        ),
+    ] = None,
+    output_format: Annotated[
+        str, typer.Option("--output-format", help="normal | json")
+    ] = "normal",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Instead of printing.")
+    ] = None,
+) -> None:
+    """Run one job over several targets, and fio, in interleaved rounds; print ratios."""
+    if output_format not in ("normal", "json"):
+        raise typer.BadParameter("--output-format is normal or json")
+    if with_ not in (None, "fio"):
+        raise typer.BadParameter("--with takes fio")
+    from rich.console import Console
+    from rich.text import Text
+
+    from udrv.bench.compare import compare
+    from udrv.bench.compare_out import print_comparison, to_json
+
+    config = options.config_of(
+        rw=rw, rwmixread=rwmixread, bs=bs, iodepth=iodepth, numjobs=numjobs, runtime=runtime,
+        size=size, offset=offset, number_ios=number_ios, seed=seed, rate_iops=rate_iops,
+        rate_process=rate_process, nsid=nsid, wait=wait, spin=spin, max_errors=max_errors,
+        timeout=timeout,
+    )
+    if output is not None:
+        output.open("a").close()
+    progress = Console(stderr=True, markup=False, highlight=False)
+    with progress.status("") if progress.is_terminal else nullcontext() as status:
+
+        def show(number: int, label: str) -> None:
+            if status is not None:
+                which = f"round {number} of {rounds}" if number else "warming up"
+                status.update(Text(printable(f"{which}: {label}")))
+
+        found = compare(
+            targets, config, with_fio=with_ == "fio", rounds=rounds, i_mean=i_mean or (),
+            bind=bind, on_run=show,
+        )
+    with output.open("w", encoding="utf-8") if output else nullcontext(sys.stdout) as out:
+        if output_format == "json":
+            out.write(json.dumps(to_json(found), indent=2) + "\n")
+        else:
+            people = Console(
+                file=out, markup=False, highlight=False, emoji=False,
+                width=None if out.isatty() else _FILE_WIDTH,
+            )
+            print_comparison(found, people)
+    if found.interrupted:
         raise typer.Exit(130)
 
 

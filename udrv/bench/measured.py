@@ -130,6 +130,30 @@ def percentile(buckets: Iterable[Bucket], percent: float) -> int:
     return 0
 
 
+def figures_of(result: Measured) -> dict[str, float]:
+    """Return the figures of `FIGURES` of one run, as far as it has them.
+
+    Percentiles are of reads and writes together where there are histograms, else of the direction
+    with most I/Os. One that needs more I/Os than there were is left out.
+    """
+    parts = [part for part in result.directions.values() if part.ios]
+    if not parts:
+        return {}
+    buckets = [bucket for part in parts for bucket in part.buckets]
+    main = max(parts, key=lambda part: part.ios)
+    ios = sum(part.ios for part in parts)
+    together = len(parts) > 1 and all(part.buckets for part in parts)
+    found: dict[str, float | None] = {
+        "iops": sum(part.iops for part in parts), "cpu_ns_per_io": result.cpu_ns_per_io,
+    }
+    for key, percent in (("p50_ns", 50.0), ("p99_ns", 99.0), ("p999_ns", 99.9)):
+        if (ios if together else main.ios) * (1 - percent / 100) >= 1 - 1e-9:
+            found[key] = (
+                percentile(buckets, percent) if together else main.percentiles.get(percent)
+            )
+    return {key: value for key, value in found.items() if value}
+
+
 def merge(parts: Iterable[Distribution]) -> Distribution:
     """Return the distribution of several runs taken together; rates are their means.
 

@@ -55,8 +55,8 @@ class Place:
                 yield key, Place(value, self.file, f"{self.path}.{key}" if self.path else key)
 
     def list(self) -> list[Place]:
-        """Return the elements of an array."""
-        if not isinstance(self.value, list):
+        """Return the elements of an array (a tuple, too: a document that was never text)."""
+        if not isinstance(self.value, list | tuple):
             self.fail("is no array")
         return [Place(v, self.file, f"{self.path}[{i}]") for i, v in enumerate(self.value)]
 

@@ -21,8 +21,8 @@ from udrv._version import __version__
 from udrv.bench import figures
 from udrv.bench.extras import need
 from udrv.bench.load import Loaded, load
-from udrv.bench.measured import FIGURES, Comparison, Distribution, Measured
-from udrv.bench.text import format_ns
+from udrv.bench.measured import FIGURES, Comparison, Distribution, Measured, figures_of
+from udrv.bench.text import format_ns, ratio_text
 from udrv.errors import ResultFileError
 from udrv.units import format_size
 
@@ -57,7 +57,9 @@ def render(loaded: Loaded) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"ns": time_text, "rate": rate_text, "bytes": bytes_text}
+    environment.filters |= {
+        "ns": time_text, "rate": rate_text, "bytes": bytes_text, "ratio": ratio_text,
+    }
     files = resources.files("udrv.bench") / "templates"
     template = environment.from_string((files / "report.html").read_text(encoding="utf-8"))
     plots = [*_comparison_plots(loaded.comparisons), *_result_plots(loaded.results)]
@@ -80,7 +82,10 @@ def render(loaded: Loaded) -> str:
         many=len(loaded.results) > 1,
         warnings=[
             (result.label, warning) for result in loaded.results for warning in result.warnings
-        ] + [("comparison", warning) for one in loaded.comparisons for warning in one.warnings],
+        ] + [
+            (f"comparison in {Path(one.file).name}", warning)
+            for one in loaded.comparisons for warning in one.warnings
+        ],
         against_first=[] if loaded.comparisons else _against_first(loaded.results),
         figure_names=[name for _, name, _, _ in FIGURES],
         comparisons=[_comparison(one) for one in loaded.comparisons],
@@ -202,29 +207,14 @@ def _table(
     return rows
 
 
-def single_figures(result: Measured) -> dict[str, float]:
-    """Return the figures of `FIGURES` of one run; percentiles of the direction with most I/Os."""
-    main = max(result.directions.values(), key=lambda d: d.ios, default=None)
-    if main is None:
-        return {}
-    found: dict[str, float | None] = {
-        "iops": sum(d.iops for d in result.directions.values()),
-        "cpu_ns_per_io": result.cpu_ns_per_io,
-        "p50_ns": main.percentiles.get(50.0),
-        "p99_ns": main.percentiles.get(99.0),
-        "p999_ns": main.percentiles.get(99.9),
-    }
-    return {key: value for key, value in found.items() if value}
-
-
 def _against_first(results: tuple[Measured, ...]) -> list[tuple[str, list[float | None]]]:
     """(label, ratio of each figure to the first result's or None) of all but the first."""
     if len(results) < 2:
         return []
-    first = single_figures(results[0])
+    first = figures_of(results[0])
     rows = []
     for result in results[1:]:
-        own = single_figures(result)
+        own = figures_of(result)
         rows.append((result.label, [
             own[key] / first[key] if key in own and key in first else None
             for key, *_ in FIGURES

@@ -28,6 +28,11 @@ def _three(value: float) -> str:
     return f"{value:.{max(0, 2 - int(math.log10(value)))}f}" if value >= 1 else f"{value:.2f}"
 
 
+def ratio_text(ratio: float) -> str:
+    """Return a ratio in digits that mean something: "0.983", "12.3", "0.0045"."""
+    return f"{ratio:.3f}" if 0.1 <= ratio < 10 else f"{ratio:.3g}"
+
+
 def render(result: BenchResult) -> str:
     """Return the report, ending in a newline."""
     return "\n".join([*_setup(result), *_figures(result), *_warnings(result)]) + "\n"
