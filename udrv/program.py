@@ -31,7 +31,7 @@ class ErrorGroup(TyperGroup):
             if ctx.params.get("debug"):
                 raise
             say(f"{self.name}: {error}")
-            raise typer.Exit(1) from error
+            raise typer.Exit(130 if was_interrupted(error) else 1) from error
         except BrokenPipeError:
             raise  # the reader of our output left; click ends quietly
         except OSError as error:
@@ -40,6 +40,17 @@ class ErrorGroup(TyperGroup):
             name = f"{error.filename}: " if error.filename else ""
             say(f"{self.name}: {name}{error.strerror or error}")
             raise typer.Exit(1) from error
+
+
+def was_interrupted(error: BaseException | None) -> bool:
+    """Whether an error is what Ctrl-C led to: the teardown of what was half done failed, too."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def printable(text: object) -> str:

@@ -25,6 +25,7 @@ from udrv.bench.measured import Distribution, Measured, figures_of
 from udrv.bench.place import Place
 from udrv.bench.ratios import METHOD, ratio_of, ratios_of, student
 from udrv.errors import (
+    DeviceGoneError,
     DeviceNotFoundError,
     InvalidRequestError,
     MissingToolError,
@@ -81,14 +82,17 @@ def test_rounds_are_interleaved_and_in_an_order_of_the_seed() -> None:
 
 
 def test_only_complete_rounds_count_when_the_user_ends_it() -> None:
-    for how in (Interrupted, KeyboardInterrupt):
+    for how in (Interrupted, KeyboardInterrupt, DeviceGoneError):
         runs = 0
 
         def measure(config: BenchConfig, how: type[BaseException] = how) -> Measured:
             nonlocal runs
             runs += 1
             if runs == 8:  # 2 warm-ups, 2 rounds of 2, one run of the third
-                raise how
+                try:
+                    raise KeyboardInterrupt
+                finally:  # the teardown of what was half done fails
+                    raise how("half done")
             return measured("x", 1.0, 1000)
 
         pair = (Case("a", False, measure), Case("b", False, measure))

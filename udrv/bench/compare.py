@@ -30,8 +30,10 @@ from udrv.errors import (
     DeviceInUseError,
     DeviceNotFoundError,
     InvalidRequestError,
+    UdrvError,
 )
 from udrv.nvme.guard import confirm_identity
+from udrv.program import was_interrupted
 
 #: The first run of each case is this long and not counted: code and tables are cold.
 _WARM_UP = 0.5
@@ -260,6 +262,10 @@ def compare_cases(
             for case, measured in found if number else ():
                 case.runs.append(measured)
     except (Interrupted, KeyboardInterrupt):
+        interrupted = True
+    except UdrvError as error:
+        if not was_interrupted(error):
+            raise
         interrupted = True
     after = _stolen()
     ratios = ratios_of(
