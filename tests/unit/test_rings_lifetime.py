@@ -410,6 +410,27 @@ def test_a_forked_child_must_not_use_it_and_cannot_harm_it(pipe: tuple[int, int]
         assert buffer == b"still"
 
 
+def test_a_completion_of_no_request_is_counted_and_frees_nothing(pipe: tuple[int, int]) -> None:
+    """Another ring may send one with any user data that it likes (IORING_OP_MSG_RING)."""
+    with Ring(8) as ring, Ring(8) as other:
+        array = np.zeros(16, np.uint8)
+        ref = weakref.ref(array)
+        token = ring.read(pipe[0], array)
+        ring.submit()
+        del array
+        forged = [token + (1 << 32), token + 1, token & 0xFFFFFFFF, (1 << 63) + 5, 1 << 20]
+        for user_data in forged:
+            # its "data": addr 0; user data there: off
+            other.prep(Op.MSG_RING, ring.fileno(), length=7, offset=user_data)
+            assert other.submit_and_wait(1, timeout=10)[0].check() == 0
+        assert ring.peek() == []
+        assert ring.counters()["strays"] == len(forged)
+        assert ring.inflight == 1
+        assert alive(ref)
+        os.write(pipe[1], b"x")
+        assert [c.token for c in ring.wait(1, timeout=10)] == [token]
+
+
 def test_native_is_liburing_s_ring() -> None:
     with Ring(8, SetupFlag.SQE128) as ring:
         assert ring.native.ring_fd == ring.fileno()

@@ -326,7 +326,7 @@ int udrv_uring_cancel_all(struct udrv_uring *u, int sync)
 		return ret;
 	/* what a polling thread has not taken yet cannot be found: 100 ms for it */
 	for (i = 0; i < 2000 && u->ring.flags & IORING_SETUP_SQPOLL &&
-	     io_uring_sq_ready(&u->ring); i++)
+	     io_uring_sq_ready(&u->ring) > uring_unsubmitted(u); i++)
 		nanosleep(&pause, NULL);
 	ret = sync ? io_uring_register_sync_cancel(&u->ring, &reg) : -EINVAL;
 	if (ret == -EINVAL)
