@@ -75,8 +75,13 @@ def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     rig.close()
 
 
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+def descriptors(kind: str = "") -> int:
+    """Open ones, of whose names `kind` is a part."""
+    found = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # the descriptor of this very listing
+            found += kind in str(link.readlink())
+    return found
 
 
 async def in_flight(queue: AsyncQueue, count: int) -> None:
@@ -320,6 +325,7 @@ def test_a_status_is_the_error_of_the_first_part(
 def test_asyncio_run_ends_with_commands_in_flight(rig: Rig) -> None:
     """Tasks are cancelled by it, the loop is closed; the next loop gets the queue and the rest."""
     buffers = [rig.ctrl.alloc(4096) for _ in range(20)]
+    rig.ns.write(0, np.repeat(np.arange(100, dtype=np.uint8), 4096))
 
     async def first() -> None:
         queue = rig.ctrl.async_queue()
@@ -336,9 +342,12 @@ def test_asyncio_run_ends_with_commands_in_flight(rig: Rig) -> None:
                 await rig.ns.read_async(0, 1)
 
     async def third() -> None:
-        for k in range(1000):
-            await rig.ns.read_async(k, 1)
+        wrong: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
+        for k in range(100):  # each waits for its own completion, and not for one of theirs
+            assert (await rig.ns.read_async(k, 1) == k).all()
         await settled(rig.ctrl.async_queue())
+        assert not wrong
         await rig.ns.read_async(0, 1)
         assert [b.pins for b in buffers] == [0] * 20
 
@@ -382,7 +391,6 @@ def test_the_controller_is_closed_beside_a_loop_that_stands_still(
 ) -> None:
     buffer = rig.ctrl.alloc(4096)
     loop = asyncio.new_event_loop()
-    before = descriptors()
 
     async def begin() -> asyncio.Task[Buffer]:
         task = asyncio.create_task(rig.ns.read_async(0, 1, into=buffer))
@@ -400,7 +408,7 @@ def test_the_controller_is_closed_beside_a_loop_that_stands_still(
     loop.close()
     del task
     gc.collect()
-    assert descriptors() <= before
+    assert descriptors("eventfd") == 0
 
 
 def test_closed_by_another_thread(rig: Rig) -> None:
@@ -479,36 +487,87 @@ def test_interrupted_around_the_doorbell(
 ) -> None:
     """Ctrl-C in a callback: those that wait are told, the memory stays, and it goes on."""
     buffer = rig.ctrl.alloc(4096)
+    tasks: list[asyncio.Task[Buffer]] = []
+    loop = asyncio.new_event_loop()
 
-    async def main() -> None:
-        queue = rig.ctrl.async_queue()._queue
-        submit = queue.submit
+    async def begin() -> None:
+        queue = rig.ctrl.async_queue()
+        submit = queue._queue.submit
 
         def interrupted(*args: Any) -> int:
             if when == "behind":
                 submit(*args)
             raise KeyboardInterrupt
 
-        with rig.stopped():
-            tasks = [asyncio.create_task(rig.ns.read_async(0, 1, into=buffer)) for _ in range(3)]
-            monkeypatch.setattr(queue, "submit", interrupted)
-            await asyncio.gather(*tasks)
+        tasks.append(asyncio.create_task(rig.ns.read_async(0, 1)))
+        await in_flight(queue, 1)  # those behind it are gathered
+        monkeypatch.setattr(queue._queue, "submit", interrupted)
+        for _ in range(3):
+            tasks.append(asyncio.create_task(rig.ns.read_async(0, 1, into=buffer)))
+        await asyncio.sleep(60)
 
-    with pytest.raises(KeyboardInterrupt):
-        run(main())
-    monkeypatch.undo()
-    assert buffer.pins == 1
+    async def outcomes() -> list[Any]:
+        return await asyncio.gather(*tasks, return_exceptions=True)
 
     async def again() -> None:
         assert (await rig.ns.read_async(0, 1, into=buffer) == 0).all()
         await settled(rig.ctrl.async_queue())
 
+    with rig.stopped():
+        main = loop.create_task(begin())
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(main)
+        monkeypatch.undo()
+        main.cancel()
+        told = loop.run_until_complete(outcomes())
+        assert [type(outcome) for outcome in told] == [errors.UdrvError] * 4
+        assert "interrupted by KeyboardInterrupt" in str(told[0])
+        assert buffer.pins == 1
+    loop.run_until_complete(again())  # the same loop, and then another
     run(again())
+    loop.close()
     rig.ctrl.close()
     assert buffer.pins == 0
 
 
 # --- fairness, gathering, idleness ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interrupts", [True, False])
+def test_room_beside_big_transfers(
+    interrupts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One alone has a quarter of the queue; many have equal parts of it, by turns of eight."""
+    monkeypatch.setattr("udrv.nvme.aio_queue._SILENCE", 60.0)
+    rig = Rig("size=64M&lba=4096&mdts=1", interrupts=interrupts)  # 8 KiB a command
+    try:
+
+        async def main() -> None:
+            queue = rig.ctrl.async_queue()
+            buffers = [rig.ctrl.alloc(4 << 20) for _ in range(8)]  # 512 commands each
+            small = rig.ctrl.alloc(4096)
+            # what maps a pool, or prepares lists for it, is done while somebody answers
+            await asyncio.gather(*(rig.ns.read_async(0, 1, into=b) for b in (*buffers, small)))
+            tasks = []
+            with rig.stopped():
+                share = queue.depth // 4
+                for k, buffer in enumerate(buffers):
+                    tasks.append(asyncio.create_task(rig.ns.read_async(0, 1024, into=buffer)))
+                    if k == 0:
+                        await in_flight(queue, share)
+                        tasks.append(asyncio.create_task(rig.ns.read_async(0, 1, into=small)))
+                        await in_flight(queue, share + 1)
+                await in_flight(queue, queue.depth)
+                counts = {id(t.buffer): t.inflight for t in queue._seats.transfers()}
+                assert counts.pop(id(small)) == 1
+                assert counts.pop(id(buffers[0])) == share
+                assert len(counts) == 7
+                assert max(counts.values()) - min(counts.values()) <= 8, counts
+            await asyncio.gather(*tasks)
+
+        run(main())
+    finally:
+        rig.close()
 
 
 @pytest.mark.parametrize("interrupts", [True, False])
@@ -572,14 +631,16 @@ async def counted(
     yield lambda: (selector.selects - selects, queue.counters()["reaps"] - reaps)
 
 
-def test_no_busy_loop(rig: Rig) -> None:
+def test_no_busy_loop(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Idle: nothing at all. With a command that takes long: no more than the back-off says."""
     selector = CountingSelector()
 
     async def main() -> None:
         queue = rig.ctrl.async_queue()
-        await asyncio.gather(*(rig.ns.read_async(k, 1) for k in range(50)))
-        await settled(queue)
+        with monkeypatch.context() as silence:
+            silence.setattr("udrv.nvme.aio_queue._SILENCE", 0.02)
+            await asyncio.gather(*(rig.ns.read_async(k, 1) for k in range(50)))
+            await settled(queue)
         async with counted(selector, queue) as count:
             await asyncio.sleep(0.3)
             selects, reaps = count()
@@ -624,10 +685,13 @@ def test_a_lost_interrupt_is_made_good(monkeypatch: pytest.MonkeyPatch) -> None:
             queue = rig.ctrl.async_queue()
             assert queue.interrupt
             asyncio.get_running_loop().remove_reader(queue._fd)
-            monkeypatch.setattr("udrv.nvme.aio_queue._SPIN_NS", 0)
-            queue._spin = 0
+            monkeypatch.setattr(queue, "_check_alive", lambda: None)
             for k in range(3):
-                await rig.ns.read_async(k, 1)
+                with rig.stopped():
+                    task = asyncio.create_task(rig.ns.read_async(k, 1))
+                    await in_flight(queue, 1)
+                    await asyncio.sleep(0.05)  # nobody looks any more
+                await task
 
         run(main())
     finally:

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 import udrv
-from udrv.errors import InvalidRequestError, TargetError
-from udrv.nvme import Controller
+from udrv.errors import InvalidRequestError, QueueFullError, TargetError
+from udrv.nvme import FLUSH, Controller
+from udrv.nvme.pair import QueuePair
 
 
 @pytest.fixture
@@ -99,6 +100,23 @@ def test_a_namespace_of_another_controller(ctrl: Controller) -> None:
             batch.bind(other.namespace(1), buffer)
         with ctrl.create_queue(entries=8) as second, pytest.raises(InvalidRequestError):
             second.quarantine(batch)
+
+
+def test_more_than_the_queue_holds(ctrl: Controller) -> None:
+    """A batch is taken in part; a single command (the path of admin commands) is refused."""
+    with ctrl.create_queue(entries=4) as queue:
+        batch = queue.batch(8, namespace=ctrl.namespace(1), buffer=ctrl.alloc(4096))
+        slot = queue.take_slot()
+        flush = bytes([FLUSH, 0, 0, 0, 1]).ljust(64, b"\0")
+        assert queue.submit(batch) == queue.depth == 3
+        assert queue.submit(batch, 3) == 0
+        assert isinstance(queue.pair, QueuePair)
+        with pytest.raises(QueueFullError, match="reap completions first"):
+            queue.pair.submit_raw(flush, slot=slot)
+        assert (queue.inflight, queue.counters()["submitted"]) == (3, 3)
+        assert len(queue.reap(3, timeout=10)) == 3
+        queue.pair.submit_raw(flush, slot=slot, user_data=4711)
+        assert queue.reap(1, timeout=10).user_data.tolist() == [4711]
 
 
 def test_nothing_of_a_device_can_be_copied(ctrl: Controller) -> None:

@@ -1,5 +1,6 @@
 """NVMe: the specification as data, and a driver that runs on any `udrv.vfio.device.Device`."""
 
+from udrv.nvme.aio_queue import AsyncQueue
 from udrv.nvme.batch import FLUSH, FUA, LIMITED_RETRY, READ, WRITE, Batch, Completions, Reaped
 from udrv.nvme.controller import Controller
 from udrv.nvme.lifecycle import State
@@ -12,6 +13,7 @@ __all__ = [
     "LIMITED_RETRY",
     "READ",
     "WRITE",
+    "AsyncQueue",
     "Batch",
     "Completions",
     "Controller",

@@ -154,10 +154,13 @@ class AsyncQueue:
                 self._flush_due = True
                 self._loop.call_soon(self._on_flush)
             await future
-        finally:
+        except BaseException:
             if not transfer.settled:  # cancelled, or never to be resumed
                 transfer.settled = True
                 self._waiting.pop(transfer, None)
+            elif future.done() and not future.cancelled():
+                future.exception()  # told, even if it is another one that goes on (Ctrl-C)
+            raise
         return transfer.buffer
 
     # --- submission -------------------------------------------------------------------------
