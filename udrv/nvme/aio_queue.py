@@ -122,7 +122,7 @@ class AsyncQueue:
         """Totals since the loop's first call.
 
         transfers: awaited.          late: completions whose caller was gone.
-        submits: doorbell writes.    reaps: looks at the completion queue.
+        submits: calls that rang.    reaps: looks at the completion queue.
         wakeups: of the loop, by the interrupt.
         seats: batches made, each for one transfer at a time.
         """
@@ -186,11 +186,7 @@ class AsyncQueue:
         sent = 0
         while waiting and room > 0:
             transfer = next(iter(waiting))
-            try:
-                n = self._send(transfer, min(room, TURN, self._share - transfer.inflight))
-            except QueueBusyError:  # another thread is just closing the queue, and will say so
-                self._slowly()
-                break
+            n = self._send(transfer, min(room, TURN, self._share - transfer.inflight))
             if transfer.ended or transfer.inflight >= self._share:
                 waiting.pop(transfer, None)
             elif n:
@@ -256,11 +252,7 @@ class AsyncQueue:
         """Take what completed, submit what waits, and see to it that somebody looks again."""
         if self.broken is not None:
             return
-        try:
-            got = self._reap()
-        except QueueBusyError:  # as in _submit_waiting
-            self._slowly()
-            return
+        got = self._reap()
         if got and self._spin_end:
             self._misses = 0
         sent = self._submit_waiting()
@@ -410,6 +402,11 @@ class AsyncQueue:
             return
         try:
             step()
+        except QueueBusyError:
+            # another thread is just closing the queue: the next look, or that thread, will say so
+            self._slowly()
+            if self._timer is None:
+                self._arm(self._loop.time() + _SILENCE)
         except UdrvError as e:
             self.fail(e)
         except BaseException as e:
