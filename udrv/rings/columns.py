@@ -175,9 +175,17 @@ class Completions:
         self.c.res = _address("int32_t *", self.res)
         self.c.flags = _address("uint32_t *", self.flags)
         self.c.big = _address("uint64_t *", self.big)
+        #: The same memory, read-only: a slice of a read-only array is one, too.
+        self.views: list[Any] = [
+            column[:] for column in (self.user_data, self.token, self.res, self.flags, self.big)
+        ]
+        for view in self.views:
+            view.flags.writeable = False
 
     def rows(self, count: int, *, big: bool) -> list[Completion]:
         """The first `count` rows as objects."""
+        if not count:
+            return []
         columns = [c[:count].tolist() for c in (self.user_data, self.res, self.flags, self.token)]
         if not big:
             return [Completion(*row) for row in zip(*columns, strict=True)]
@@ -191,16 +199,12 @@ class Reaped:
     __slots__ = ("big", "flags", "res", "token", "user_data")
 
     def __init__(self, completions: Completions, count: int) -> None:
-        def view(column: Any) -> Any:
-            rows = column[:count]
-            rows.flags.writeable = False
-            return rows
-
-        self.user_data: U64 = view(completions.user_data)
-        self.token: U64 = view(completions.token)
-        self.res: I32 = view(completions.res)
-        self.flags: U32 = view(completions.flags)
-        self.big: U64 = view(completions.big)
+        user_data, token, res, flags, big = completions.views
+        self.user_data: U64 = user_data[:count]
+        self.token: U64 = token[:count]
+        self.res: I32 = res[:count]
+        self.flags: U32 = flags[:count]
+        self.big: U64 = big[:count]
 
     def check(self) -> None:
         """Raise `UringError` for the first request that failed."""

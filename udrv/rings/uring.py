@@ -134,6 +134,7 @@ class Ring(Operations):
         self._state = state
         self._completions = Completions(min(int(params.cq_entries), 4096))
         self._supported: bytes | None = None
+        self._big = SetupFlag.CQE32 in setup
         self.entries = int(params.sq_entries)
         self.cq_entries = int(params.cq_entries)
         self.max_inflight = slots
@@ -338,13 +339,18 @@ class Ring(Operations):
         when time is up, what came is returned. `submit`: submit first. One call delivers 4096 at
         most. Returns views that the next reap of this ring overwrites: copy what you keep.
         """
+        return Reaped(self._completions, self._reap(minimum, maximum, timeout, submit))
+
+    def _reap(
+        self, minimum: int, maximum: int | None, timeout: float | None, submit: bool
+    ) -> int:
         limit = self._completions.capacity
         if maximum is not None:
             limit = max(min(limit, integer(maximum, "a number of completions")), 0)
         minimum = min(integer(minimum, "a number of completions"), limit)
         if minimum > 0 or submit:
             self._await(max(minimum, 0), timeout, submit)
-        return Reaped(self._completions, self._take(limit))
+        return self._take(limit)
 
     def peek(self, maximum: int | None = None) -> list[Completion]:
         """The completions that are there, `maximum` at most. Does not wait."""
@@ -364,8 +370,8 @@ class Ring(Operations):
     def _list(
         self, count: int, maximum: int | None, timeout: float | None, *, submit: bool
     ) -> list[Completion]:
-        got = len(self.reap(count, maximum, timeout=timeout, submit=submit))
-        return self._completions.rows(got, big=bool(self.setup & SetupFlag.CQE32))
+        got = self._reap(count, maximum, timeout, submit)
+        return self._completions.rows(got, big=self._big)
 
     # --- the end -----------------------------------------------------------------------------
 
