@@ -300,6 +300,25 @@ class NvmeStatusError(UdrvError):
         self.result = result
 
 
+class KernelIoError(UdrvError, OSError):
+    """The kernel's driver did not carry a command out: no status of the device, but an errno.
+
+    Attributes
+    ----------
+    errno: of the kernel.     command: a description ("read nsid=1 slba=0 nlb=8").
+    qid: the queue it was submitted on; 0 for an admin command.
+    """
+
+    def __init__(
+        self, tried: str, *, errno: int, command: str = "", qid: int = 0,
+        device: str | None = None, mend: str | None = None,
+    ) -> None:
+        super().__init__(tried, device=device, mend=mend)
+        self.errno = errno
+        self.command = command
+        self.qid = qid
+
+
 class DataMismatchError(UdrvError):
     """Data that was read is not what was written. `lba` is the first block that differs."""
 

@@ -5,6 +5,8 @@
 | `pci:0000:01:00.0` | a PCI function bound to vfio-pci |
 | `vfio-user:/run/nvme.sock` | a controller served by another process |
 | `soft:?size=1G&lba=4096` | our software controller, in a child process |
+| `/dev/ng0n1`, `/dev/nvme0` | the kernel's driver: io_uring passthrough to one namespace, to all |
+| `/dev/nvme0n1` | the kernel's driver: io_uring on the block device |
 """
 
 from __future__ import annotations
@@ -45,6 +47,16 @@ def _open_soft(rest: str, bind: bool, resources: ExitStack) -> Device:
     return from_socket(process.socket, f"soft:{rest}")
 
 
+def _open_kernel(
+    target: str, queues: int, entries: int, interrupts: bool, ledger: Ledger | None
+) -> Controller:
+    from udrv.nvme.kernel import open_kernel
+
+    return Controller(
+        open_kernel(target, ledger=ledger), queues=queues, entries=entries, interrupts=interrupts
+    )
+
+
 _SCHEMES: dict[str, _Opener] = {
     "pci": _open_pci,
     "vfio-user": _open_vfio_user,
@@ -70,6 +82,11 @@ def open(
 
         pci:0000:01:00.0            a PCI function bound to vfio-pci (or see `bind`)
         vfio-user:/run/nvme.sock    a controller that another process serves
+        /dev/ng0n1                  a namespace that the kernel drives, by io_uring passthrough;
+                                    /dev/ng0n1?iopoll=1 polls the device in the kernel
+        /dev/nvme0                  all namespaces of such a controller, likewise
+        /dev/nvme0n1                such a namespace as a block device, where passthrough is not
+                                    permitted
         soft:?size=1G&lba=4096      a software controller of its own, in a child process; `soft:`
                                     alone has 1 GiB in blocks of 4096 bytes, and
                                     `help(udrv.soft.options)` lists all options
@@ -85,16 +102,22 @@ def open(
 
     Raises `TargetError`, `DeviceNotFoundError`, `PermissionDeniedError`, `NoIommuError`,
     `GroupNotViableError`, `DeviceInUseError`, `MemlockError`, `VfioUserProtocolError`,
+    `UringNotBuiltError`, `UringDisabledError`, `UringUnsupportedError`, `UnsupportedOnTransport`,
     `ControllerError` and its kin; all are `UdrvError`s.
     """
     if not isinstance(target, str):
         raise TargetError(f"a {type(target).__name__} is no target", mend="targets are text")
+    if target.startswith("/"):
+        if bind:
+            raise TargetError(f"bind=True fits pci: targets only, not {target!r}")
+        return _open_kernel(target, queues, entries, interrupts, ledger)
     scheme, colon, rest = target.partition(":")
     opener = _SCHEMES.get(scheme) if colon else None
     if opener is None:
         raise TargetError(
             f"{target!r} is no target",
-            mend="write pci:0000:01:00.0, vfio-user:/path/to.sock or soft:?size=1G",
+            mend="write pci:0000:01:00.0, /dev/ng0n1, /dev/nvme0, /dev/nvme0n1, "
+            "vfio-user:/path/to.sock or soft:?size=1G",
         )
     if bind and scheme != "pci":
         raise TargetError(f"bind=True fits pci: targets only, not {target!r}")

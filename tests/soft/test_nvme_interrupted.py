@@ -405,7 +405,7 @@ def test_a_list_of_namespaces_without_end(rig: Rig, monkeypatch: pytest.MonkeyPa
             self.data = np.arange(after + 1, after + 1025, dtype="<u4").tobytes()
 
     monkeypatch.setattr(
-        rig.ctrl, "admin",
+        rig.ctrl.backend, "admin",
         lambda sqe, **_: Answer(int.from_bytes(sqe[4:8], "little")),
     )  # fmt: skip
     with pytest.raises(errors.ControllerError, match="goes on"):

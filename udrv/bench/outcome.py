@@ -8,7 +8,6 @@ from typing import Any
 from udrv.bench.job import BadData, Job
 from udrv.errors import CommandTimeoutError, DataMismatchError, UdrvError
 from udrv.nvme import Batch, Controller, Namespace, Queue
-from udrv.nvme.pair import raise_qp_error
 from udrv.nvme.status import error_from_status
 
 _OPCODES = {1: "write", 2: "read"}
@@ -33,7 +32,7 @@ def errors_of(
             errors.append(e)
     if code < 0:
         try:
-            raise_qp_error(code, device=controller.target, where=f"queue {queue.qid}")
+            queue.pair.fail(code, f"queue {queue.qid}")
         except UdrvError as e:
             errors.append(e)
     elif left:
@@ -60,6 +59,7 @@ def _status_error(job: Job, result: Any, namespace: Namespace, queue: Queue) -> 
         command=f"{_OPCODES[int(result.first_opcode)]} nsid={namespace.nsid} "
         f"slba={int(result.first_error_slba)} nlb={job.spec.unit_blocks}",
         qid=queue.qid,
+        result=int(result.first_result),
         device=namespace.controller.target,
     )
 

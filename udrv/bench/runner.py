@@ -155,9 +155,13 @@ class _Run:
 
     def _worker(self, stack: ExitStack, spec: Spec) -> _Worker:
         queue = stack.enter_context(
-            self.controller.create_queue(entries=self.entries, interrupt=self.config.interrupt)
+            self.controller.create_queue(
+                entries=self.entries, interrupt=self.config.interrupt, one_thread=True
+            )
         )
         buffer = self.controller.alloc(spec.iodepth * spec.buffer_stride)
+        if self.config.writes:
+            self.namespace.prepare_write()
         if self.config.writes and not self.config.verify:
             # a device that compresses or deduplicates would make nothing of zeros
             random = np.random.default_rng(spec.seed)

@@ -17,8 +17,9 @@ from udrv.stdio import run
 app = typer.Typer(
     name="udrv",
     cls=ErrorGroup,
-    help="User-space NVMe drivers. TARGET is pci:0000:01:00.0 (bound to VFIO), "
-    "vfio-user:/path/to.sock, or soft:?size=1G (a software controller of its own).",
+    help="User-space NVMe drivers. TARGET is pci:0000:01:00.0 (bound to VFIO), /dev/ng0n1, "
+    "/dev/nvme0 or /dev/nvme0n1 (driven by the kernel), vfio-user:/path/to.sock, or soft:?size=1G "
+    "(a software controller of its own).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

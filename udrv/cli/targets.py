@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 Target = Annotated[
     str,
     typer.Argument(
-        metavar="TARGET", help="pci:0000:01:00.0, vfio-user:/path/to.sock or soft:?size=1G"
+        metavar="TARGET",
+        help="pci:0000:01:00.0, /dev/ng0n1, vfio-user:/path/to.sock or soft:?size=1G",
     ),
 ]
 Bind = Annotated[

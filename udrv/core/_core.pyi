@@ -166,6 +166,9 @@ class struct_udrv_batch:
     prp_table: int
     commands: struct_udrv_command
     slot: int
+    file: int
+    buf_index: int
+    writable: int
 
 class struct_udrv_bench_job:
     queue: struct_udrv_queue
@@ -209,6 +212,7 @@ class struct_udrv_bench_result:
     first_opcode: int
     saturated: int
     first_bad_kind: int
+    first_result: int
     first_error_slba: int
     blocks_checked: int
     blocks_unchecked: int
@@ -360,7 +364,9 @@ class Lib:
     UDRV_EINVAL: Final[int]
     UDRV_EOPCODE: Final[int]
     UDRV_ERANGE: Final[int]
+    UDRV_EREADONLY: Final[int]
     UDRV_ESIZE: Final[int]
+    UDRV_ETRANSPORT: Final[int]
     UDRV_HIST_BITS: Final[int]
     UDRV_HIST_BUCKETS: Final[int]
     UDRV_QP_PRP_MAX_TRANSFER: Final[int]

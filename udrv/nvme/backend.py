@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from udrv.memory import Buffer, DmaMemory
 from udrv.nvme.admin import AdminResult
 from udrv.nvme.lifecycle import State
-from udrv.nvme.spec.identify import IdentifyController
+from udrv.nvme.spec.identify import IdentifyController, IdentifyNamespace
 
 if TYPE_CHECKING:
     from udrv.nvme.namespace import Namespace
@@ -48,6 +48,17 @@ class Pair(Protocol):
     @property
     def c(self) -> Any:
         """The C handle. Raises `ClosedError` after `free`."""
+
+    def fail(self, code: int, where: str) -> NoReturn:
+        """Raise what a negative return value of the C functions stands for."""
+
+    def submit_command(
+        self, batch: Any, sqe: bytes, offset: int, length: int, user_data: int
+    ) -> int:
+        """One command on the slot and buffer of a `struct udrv_batch *`.
+
+        Returns 1, 0 where no slot is free, or what `fail` takes.
+        """
 
     @property
     def loop_c(self) -> Any:
@@ -95,6 +106,7 @@ class Backend(ABC):
     max_transfer: bytes that one command may move.
     max_queues: I/O queues that there can be at a time.
     max_queue_entries: slots that a queue may have.
+    identify_synthesised: Identify data was put together from what the kernel tells: most is 0.
     """
 
     target: str
@@ -104,6 +116,7 @@ class Backend(ABC):
     max_transfer: int = 0
     max_queues: int = 0
     max_queue_entries: int = 0
+    identify_synthesised: bool = False
 
     # --- up ---------------------------------------------------------------------------------
 
@@ -143,7 +156,20 @@ class Backend(ABC):
         """One admin command; see `AdminQueue.command`."""
 
     @abstractmethod
-    def make_pair(self, qid: int, entries: int, interrupt: bool) -> Pair:
+    def namespace_ids(self) -> tuple[int, ...]:
+        """NSIDs of the active namespaces that the target stands for, ascending."""
+
+    @abstractmethod
+    def identify_namespace(self, nsid: int) -> IdentifyNamespace:
+        """Identify Namespace (CNS 00h)."""
+
+    def prepare_write(self, nsid: int) -> None:  # noqa: B027 - most have nothing to do
+        """Raise where writing to the namespace would destroy what is in use; once is enough."""
+
+    @abstractmethod
+    def make_pair(
+        self, qid: int, entries: int, interrupt: bool, *, one_thread: bool = False
+    ) -> Pair:
         """Memory and handle of a queue that the device does not know of yet."""
 
     @abstractmethod

@@ -18,7 +18,7 @@ from udrv.errors import (
 )
 from udrv.fork import ForkGuard
 from udrv.memory import Buffer, Ledger
-from udrv.nvme.admin import RESHAPING, AdminResult, active_nsids
+from udrv.nvme.admin import RESHAPING, AdminResult
 from udrv.nvme.aio import AsyncQueues
 from udrv.nvme.aio_queue import AsyncQueue
 from udrv.nvme.backend import Backend
@@ -28,9 +28,9 @@ from udrv.nvme.lifecycle import State
 from udrv.nvme.namespace import Namespace
 from udrv.nvme.queue import Queue
 from udrv.nvme.spec import command
-from udrv.nvme.spec.identify import IDENTIFY_SIZE, IdentifyController, decode_id_ns
+from udrv.nvme.spec.identify import IdentifyController
 from udrv.nvme.spec.logs import ErrorLogEntry, SmartLog, decode_error_log, decode_smart_log
-from udrv.nvme.spec.opcodes import Cns, LogId
+from udrv.nvme.spec.opcodes import LogId
 from udrv.units import integer
 from udrv.vfio.device import Device
 
@@ -63,7 +63,8 @@ class Controller:
 
     Attributes
     ----------
-    target, transport: as the user named it; "vfio", "vfio-iommufd" or "vfio-user".
+    target, transport: as the user named it; "vfio", "vfio-iommufd", "vfio-user", "io_uring-cmd"
+        or "io_uring-block".
     identify: the decoded Identify Controller structure.
     max_transfer: bytes that one command moves (MDTS, and what one PRP list page describes).
     max_queues: I/O queues granted.
@@ -151,6 +152,14 @@ class Controller:
         return State.CLOSED if self._closed else self._backend.state
 
     @property
+    def identify_synthesised(self) -> bool:
+        """Whether `identify` (of a namespace too) was made from sysfs, most of its fields 0.
+
+        So it is for a block device where the kernel does not allow an Identify.
+        """
+        return self._backend.identify_synthesised
+
+    @property
     def serial(self) -> str:
         """Serial number, without padding."""
         return self.identify.sn.strip()
@@ -212,8 +221,11 @@ class Controller:
             self._namespaces.clear()
 
     def namespace_ids(self) -> tuple[int, ...]:
-        """NSIDs of active namespaces, ascending (CNS 02h, as many pages as it takes)."""
-        return active_nsids(self.admin, self.target)
+        """NSIDs of active namespaces, ascending (CNS 02h, as many pages as it takes).
+
+        One only where the target is a namespace of a controller that the kernel drives.
+        """
+        return self._ready().namespace_ids()
 
     def namespace(self, nsid: int) -> Namespace:
         """An active namespace; `DeviceNotFoundError` if there is none of that id."""
@@ -227,10 +239,8 @@ class Controller:
                         device=self.target,
                         mend=f"it has {', '.join(map(str, ids)) or 'none'}",
                     )
-                data = self.admin(
-                    command.identify(Cns.NAMESPACE, nsid=nsid), read=IDENTIFY_SIZE
-                ).data
-                self._namespaces[nsid] = Namespace(self, nsid, decode_id_ns(data))
+                found = self._ready().identify_namespace(nsid)
+                self._namespaces[nsid] = Namespace(self, nsid, found)
             return self._namespaces[nsid]
 
     @property
@@ -261,13 +271,17 @@ class Controller:
         self._ready()
         return self.memory.alloc(nbytes, align=align, zero=zero)
 
-    def create_queue(self, *, entries: int | None = None, interrupt: bool = False) -> Queue:
+    def create_queue(
+        self, *, entries: int | None = None, interrupt: bool = False, one_thread: bool = False
+    ) -> Queue:
         """Create an I/O queue pair on the device.
 
         Parameters
         ----------
         entries: slots of each ring, 2 to `max_queue_entries`; `entries - 1` commands fit.
         interrupt: completions raise an MSI-X interrupt, so that a waiter can sleep.
+        one_thread: a promise that only one thread will submit and reap, the first one to submit:
+            cheaper over io_uring, and kept by the kernel (`QueueBusyError`).
 
         Raises `InvalidRequestError` when all queue ids are in use or `entries` is out of range,
         `UnsupportedOnTransport` when there is no interrupt vector left for it.
@@ -288,10 +302,10 @@ class Controller:
                     device=self.target,
                     mend="close one, or open the controller with queues=N (it may grant fewer)",
                 )
-            return self._create(qid, entries, interrupt)
+            return self._create(qid, entries, interrupt, one_thread)
 
-    def _create(self, qid: int, entries: int, interrupt: bool) -> Queue:
-        pair = self._backend.make_pair(qid, entries, interrupt)
+    def _create(self, qid: int, entries: int, interrupt: bool, one_thread: bool) -> Queue:
+        pair = self._backend.make_pair(qid, entries, interrupt, one_thread=one_thread)
         queue = Queue(self, pair)
         # registered before the device knows of it: what fails here without an answer (a time-out)
         # leaves the memory to close(), which frees it when the controller was disabled

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from udrv.errors import ClosedError, NvmeStatusError
 from udrv.memory import DmaMemory, Ledger, NullLedger
-from udrv.nvme.admin import AdminQueue, AdminResult
+from udrv.nvme.admin import AdminQueue, AdminResult, active_nsids
 from udrv.nvme.backend import Backend, Pair, Step
 from udrv.nvme.interrupts import Vectors
 from udrv.nvme.lifecycle import Lifecycle, State
@@ -18,7 +18,12 @@ from udrv.nvme.prp import PrpTables
 from udrv.nvme.registers import Registers
 from udrv.nvme.shadow import OACS_DOORBELL_BUFFER, ShadowDoorbells, hand_over
 from udrv.nvme.spec import command
-from udrv.nvme.spec.identify import IDENTIFY_SIZE, decode_id_ctrl
+from udrv.nvme.spec.identify import (
+    IDENTIFY_SIZE,
+    IdentifyNamespace,
+    decode_id_ctrl,
+    decode_id_ns,
+)
 from udrv.nvme.spec.opcodes import Cns, FeatureId
 from udrv.vfio.device import Device
 
@@ -151,7 +156,16 @@ class DirectBackend(Backend):
             raise ClosedError("the admin queue is not up", device=self.target)
         return self._admin.command(sqe, read=read, write=write, **kw)
 
-    def make_pair(self, qid: int, entries: int, interrupt: bool) -> Pair:
+    def namespace_ids(self) -> tuple[int, ...]:
+        return active_nsids(self.admin, self.target)
+
+    def identify_namespace(self, nsid: int) -> IdentifyNamespace:
+        data = self.admin(command.identify(Cns.NAMESPACE, nsid=nsid), read=IDENTIFY_SIZE).data
+        return decode_id_ns(data)
+
+    def make_pair(
+        self, qid: int, entries: int, interrupt: bool, *, one_thread: bool = False
+    ) -> Pair:
         assert self._registers is not None and self._vectors is not None  # noqa: S101 - READY
         return QueuePair(
             device=self.target,

@@ -181,6 +181,13 @@ class Namespace:
 
     # --- checks -----------------------------------------------------------------------------
 
+    def prepare_write(self) -> None:
+        """Raise `DeviceInUseError` or `PermissionDeniedError` if it cannot be written to.
+
+        Only a namespace that the kernel drives can be in use elsewhere. The first write does it.
+        """
+        self.controller.backend.prepare_write(self.nsid)
+
     def _check_range(self, lba: int, blocks: int) -> tuple[int, int, int]:
         """(lba, blocks, bytes), as plain integers."""
         self.check_usable()

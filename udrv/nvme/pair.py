@@ -20,10 +20,12 @@ from udrv.errors import (
     ForkedError,
     InvalidRequestError,
     LbaRangeError,
+    PermissionDeniedError,
     QueueBusyError,
     QueueFullError,
     TransferTooLargeError,
     UdrvError,
+    UnsupportedOnTransport,
     VfioError,
 )
 from udrv.memory import Buffer, DmaMemory, Region
@@ -38,6 +40,8 @@ SQE_SIZE = 64
 CQE_SIZE = 16
 _PAGE = 4096
 _CACHE_LINE = 64
+#: CDW0 15:14, as bits of byte 1: SGLs instead of PRPs.
+_PSDT = 0xC0
 
 #: No wait is longer than this in one C call, so that signals (Ctrl-C) are served.
 WAIT_SLICE_NS = 100_000_000
@@ -82,6 +86,16 @@ _ERRORS: dict[int, tuple[type[UdrvError], str, str | None]] = {
         AlignmentError,
         "the data address is not a multiple of 4",
         "correct the offset",
+    ),
+    lib.UDRV_ETRANSPORT: (
+        UnsupportedOnTransport,
+        "this transport cannot carry the command (fused, SGL, metadata pointer, control bits)",
+        "leave those fields zero, or use VFIO",
+    ),
+    lib.UDRV_EREADONLY: (
+        PermissionDeniedError,
+        "the namespace is open for reading only",
+        "open it again with the permission to write",
     ),
     lib.UDRV_EINVAL: (InvalidRequestError, "an index or a count is out of range", None),
 }
@@ -270,6 +284,24 @@ class QueuePair:
                 self.c, entry, iova, length, pool_id, pool_offset, slot, user_data
             )
         )
+
+    def submit_command(
+        self, batch: Any, sqe: bytes, offset: int, length: int, user_data: int
+    ) -> int:
+        """One command as it is; see `Queue.submit_raw`. Returns 1, 0 or what `fail` takes."""
+        if sqe[1] & _PSDT:
+            return -int(lib.UDRV_ETRANSPORT)
+        if offset > batch.len or length > batch.len - offset:
+            return -int(lib.UDRV_EBUFFER)
+        ret = lib.udrv_qp_submit_raw(
+            self.c, ffi.from_buffer("struct nvme_sqe *", sqe), batch.iova + offset if length else 0,
+            length, batch.pool_id, batch.pool_offset + offset, batch.slot, user_data,
+        )  # fmt: skip
+        return 0 if ret == -lib.UDRV_EFULL else int(ret)
+
+    def fail(self, code: int, where: str) -> NoReturn:
+        """Raise what a negative return value of the C core stands for."""
+        raise_qp_error(code, device=self.device, where=where)
 
     def wait(
         self, completions: Any, minimum: int, maximum: int, timeout_ns: int, spin_ns: int

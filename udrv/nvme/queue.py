@@ -26,13 +26,14 @@ from udrv.fork import ForkGuard
 from udrv.memory import Buffer, DmaMemory
 from udrv.nvme.backend import Pair
 from udrv.nvme.batch import Batch, Completions, Reaped
-from udrv.nvme.pair import MAX_SLOTS, SPIN_ONLY, raise_qp_error
+from udrv.nvme.pair import MAX_SLOTS, SPIN_ONLY, SQE_SIZE
 from udrv.units import integer, seconds
 
 if TYPE_CHECKING:
     from udrv.nvme.namespace import Namespace
 
 _NS = 1_000_000_000
+_READ_ONLY = -int(lib.UDRV_EREADONLY)
 
 #: How long a device that was rung has to complete something.
 RESCUE_SECONDS = 0.02
@@ -191,9 +192,51 @@ class Queue:
             )
         self._check_not_leased()
         ret: int = self._submit_c(self._pair.c, batch.c, first, count, self._bad)
+        if ret == _READ_ONLY:
+            self._prepare_write(batch)
+            ret = self._submit_c(self._pair.c, batch.c, first, count, self._bad)
         if ret < 0:
             self._raise_bad_row(ret, batch)
         return ret
+
+    def submit_raw(
+        self, batch: Batch, sqe: bytes, *, offset: int = 0, length: int = 0, user_data: int = 0
+    ) -> int:
+        """Submit one command of any opcode, with data in the buffer of `batch`.
+
+        Parameters
+        ----------
+        sqe: 64 bytes (`udrv.nvme.spec.command` builds them); CID and data pointer are filled in.
+        offset, length: bytes of the batch's buffer that the command moves; 0 bytes for none.
+        user_data: returned with the completion.
+
+        Returns 1, or 0 when `depth` is reached. Raises `BufferTooSmallError`,
+        `TransferTooLargeError`, `AlignmentError`, and `UnsupportedOnTransport` for SGLs, and for
+        fused commands where the kernel drives the controller.
+        """
+        if batch.queue is not self or batch.slot < 0 or len(sqe) != SQE_SIZE:
+            raise InvalidRequestError(
+                f"a raw command of {len(sqe)} bytes on queue {self.qid}", device=self.device,
+                mend=f"{SQE_SIZE} bytes, and a batch of this queue that is not closed",
+            )
+        self._check_not_leased()
+        offset = integer(offset, "offset =", device=self.device)
+        length = integer(length, "length =", device=self.device)
+        if not 0 <= offset < 1 << 63 or not 0 <= length < 1 << 32:
+            raise InvalidRequestError(f"{length} bytes at {offset}", device=self.device)
+        ret = self._pair.submit_command(batch.c, sqe, offset, length, user_data)
+        if ret == _READ_ONLY:
+            self._prepare_write(batch)
+            ret = self._pair.submit_command(batch.c, sqe, offset, length, user_data)
+        if ret < 0:
+            self._pair.fail(ret, f"queue {self.qid}, opcode {sqe[0]:#04x}")
+        return ret
+
+    def _prepare_write(self, batch: Batch) -> None:
+        """A first write: is anything in use there?"""
+        if batch.namespace is not None:
+            batch.namespace.prepare_write()
+            self._pair.aim(batch.c, batch.namespace, batch.buffer)
 
     def _raise_bad_row(self, ret: int, batch: Batch) -> None:
         where = f"queue {self.qid}"
@@ -203,7 +246,7 @@ class Queue:
                 f", row {row} (opcode {batch.opcode[row]:#04x}, slba {batch.slba[row]}, "
                 f"nlb {batch.nlb[row]}, offset {batch.offset[row]})"
             )
-        raise_qp_error(ret, device=self.device, where=where)
+        self._pair.fail(ret, where)
 
     def reap(
         self,

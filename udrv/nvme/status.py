@@ -19,11 +19,13 @@ other things than those of the NVM command set below; this driver sends no Fabri
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar
 
-from udrv.errors import InvalidRequestError, NvmeStatusError
+from udrv.errors import InvalidRequestError, KernelIoError, NvmeStatusError
 from udrv.nvme.spec.table import Bits, bit, bitfield, bits
 
 
@@ -261,14 +263,44 @@ def status_name(sct: int, sc: int) -> str:
     return "Vendor Specific Status" if sct == 7 or sc >= 0xC0 else "Unknown Status"
 
 
+#: In a `status` column: the kernel's driver answered with an errno, the device with nothing. Above
+#: the 15 bits of any device's status; in its lower bits Host Pathing Error (udrv/uring_qp.h).
+HOST_STATUS = 0x8370
+
+_KERNEL_MENDS = {
+    errno.EACCES: "without CAP_SYS_ADMIN the kernel (6.2 and newer) passes commands that the "
+    "controller's effects log knows and calls harmless, and writes only where the node was opened "
+    "for writing: run as root",
+    errno.EINTR: "the kernel cancelled it: it timed out, or the controller was reset; see dmesg",
+    errno.EINVAL: "the kernel refused it: not a length that the block size and the command agree "
+    "on, or too many segments; try a smaller transfer",
+    errno.EOPNOTSUPP: "this kernel or node cannot do it (passthrough needs Linux 5.19, IOPOLL a "
+    "device with poll queues)",
+    errno.ENODEV: "the device is gone; see dmesg",
+    errno.EIO: "the device or the path to it failed; see dmesg",
+}
+_KERNEL_MENDS[errno.EPERM] = _KERNEL_MENDS[errno.EACCES]
+_KERNEL_MENDS[errno.ENXIO] = _KERNEL_MENDS[errno.ENODEV]
+
+
+def _kernel_error(number: int, *, command: str, qid: int, device: str | None) -> KernelIoError:
+    name = errno.errorcode.get(number, f"errno {number}")
+    return KernelIoError(
+        f"{command} on queue {qid} was not carried out by the kernel: {name} "
+        f"({os.strerror(number)})",
+        errno=number, command=command, qid=qid, device=device, mend=_KERNEL_MENDS.get(number),
+    )
+
+
 def error_from_status(
     status: int, *, command: str, qid: int, result: int = 0, device: str | None = None
-) -> NvmeStatusError:
+) -> NvmeStatusError | KernelIoError:
     """Return (not raise) the exception for a status.
 
     Parameters
     ----------
-    status: the 15 bits of the Status Field, bits 31:17 of Dword 3, not 0.
+    status: the 15 bits of the Status Field, bits 31:17 of Dword 3, not 0; or `HOST_STATUS`, and
+        then `result` is an errno of the kernel's.
     command: what was sent, for the message ("read nsid=1 slba=0 nlb=8").
     qid: the queue that it was sent on; 0 is the admin queue.
     result: Dword 0 of the completion.
@@ -276,6 +308,8 @@ def error_from_status(
 
     Raises `InvalidRequestError` if `status` means success or has more than 15 bits.
     """
+    if status == HOST_STATUS:
+        return _kernel_error(result, command=command, qid=qid, device=device)
     field = StatusField.unpack(status)
     if not 0 <= status < 1 << 15 or (field.sct, field.sc) == (0, 0):
         raise InvalidRequestError(

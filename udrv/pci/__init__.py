@@ -38,7 +38,7 @@ from udrv.pci.sysfs import (
     iommu_group,
     parse_bdf,
 )
-from udrv.pci.usage import Process, Reason, processes_with_path, usage
+from udrv.pci.usage import Process, Reason, claims, processes_with_path, usage
 
 __all__ = [
     "BindPlan",
@@ -60,6 +60,7 @@ __all__ = [
     "bindings",
     "bound",
     "character_devices",
+    "claims",
     "disks",
     "function",
     "function_of_block_device",

@@ -61,7 +61,7 @@ def disks(function: PciFunction, *, host: Host = HOST) -> tuple[DeviceNode, ...]
         elif _subsystem(directory) == "block" and not (directory / "partition").exists():
             names.add(name)
     block = host.sys / "class" / "block"
-    return tuple(_block_node(name, host) for name in sorted(names) if (block / name).exists())
+    return tuple(block_node(name, host=host) for name in sorted(names) if (block / name).exists())
 
 
 def character_devices(function: PciFunction, *, host: Host = HOST) -> tuple[DeviceNode, ...]:
@@ -112,10 +112,11 @@ def _stacked(
     except OSError:
         pass  # no such attribute, or gone while we looked
     for name in sorted(upper):
-        yield from _stacked((*chain, _block_node(name, host)), seen, host)
+        yield from _stacked((*chain, block_node(name, host=host)), seen, host)
 
 
-def _block_node(name: str, host: Host) -> DeviceNode:
+def block_node(name: str, *, host: Host = HOST) -> DeviceNode:
+    """A block device by its name in /sys/class/block."""
     directory = host.sys / "class" / "block" / name
     alias = host.read(directory / "dm" / "name")
     return DeviceNode(

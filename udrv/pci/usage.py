@@ -13,7 +13,14 @@ from pathlib import Path
 
 from udrv.pci.host import HOST, Host, describe_errno
 from udrv.pci.signatures import SignaturesUnknownError, signatures
-from udrv.pci.storage import DeviceNode, StackedNode, character_devices, disks, stacked
+from udrv.pci.storage import (
+    DeviceNode,
+    StackedNode,
+    block_node,
+    character_devices,
+    disks,
+    stacked,
+)
 from udrv.pci.sysfs import PciFunction
 
 
@@ -76,6 +83,19 @@ def usage(function: PciFunction, *, host: Host = HOST) -> tuple[Reason, ...]:
     ]
     reasons += _network(function, host)
     return tuple(reasons)
+
+
+def claims(name: str, *, host: Host = HOST) -> tuple[Reason, ...]:
+    """What the kernel uses a whole disk ("nvme0n1") for now: mounts, swap, holders, loop devices.
+
+    By sysfs and procfs alone: nothing is opened, and data signatures are not looked for.
+    """
+    disk = block_node(name, host=host)
+    mounts, swaps, loops = _mounts(host), _swaps(host), _loops(host)
+    return tuple(
+        reason for layer in stacked(disk, host=host)
+        for reason in _layer(layer, mounts, swaps, loops)
+    )
 
 
 def processes_with(nodes: Iterable[DeviceNode], *, host: Host = HOST) -> tuple[Process, ...]:

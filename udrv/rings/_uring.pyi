@@ -26,6 +26,10 @@ class FFI:
     def new(self, cdecl: Literal["struct iovec *"], init: Any = ..., /) -> struct_iovec: ...
     @overload
     def new(
+        self, cdecl: Literal["struct udrv_qp_anomalies *"], init: Any = ..., /,
+    ) -> struct_udrv_qp_anomalies: ...
+    @overload
+    def new(
         self, cdecl: Literal["struct udrv_uring *"], init: Any = ..., /,
     ) -> struct_udrv_uring: ...
     @overload
@@ -38,12 +42,24 @@ class FFI:
     ) -> struct_udrv_uring_completions: ...
     @overload
     def new(
+        self, cdecl: Literal["struct udrv_uring_config *"], init: Any = ..., /,
+    ) -> struct_udrv_uring_config: ...
+    @overload
+    def new(
+        self, cdecl: Literal["struct udrv_uring_counters *"], init: Any = ..., /,
+    ) -> struct_udrv_uring_counters: ...
+    @overload
+    def new(
         self, cdecl: Literal["struct udrv_uring_counts *"], init: Any = ..., /,
     ) -> struct_udrv_uring_counts: ...
     @overload
     def new(
         self, cdecl: Literal["struct udrv_uring_op *"], init: Any = ..., /,
     ) -> struct_udrv_uring_op: ...
+    @overload
+    def new(
+        self, cdecl: Literal["struct udrv_uring_qp *"], init: Any = ..., /,
+    ) -> struct_udrv_uring_qp: ...
     @overload
     def new(self, cdecl: Any, init: Any = ..., /) -> Any: ...
     @overload
@@ -54,6 +70,10 @@ class FFI:
     ) -> struct_io_uring_params: ...
     @overload
     def cast(self, cdecl: Literal["struct iovec *"], value: Any, /) -> struct_iovec: ...
+    @overload
+    def cast(
+        self, cdecl: Literal["struct udrv_qp_anomalies *"], value: Any, /,
+    ) -> struct_udrv_qp_anomalies: ...
     @overload
     def cast(self, cdecl: Literal["struct udrv_uring *"], value: Any, /) -> struct_udrv_uring: ...
     @overload
@@ -66,12 +86,24 @@ class FFI:
     ) -> struct_udrv_uring_completions: ...
     @overload
     def cast(
+        self, cdecl: Literal["struct udrv_uring_config *"], value: Any, /,
+    ) -> struct_udrv_uring_config: ...
+    @overload
+    def cast(
+        self, cdecl: Literal["struct udrv_uring_counters *"], value: Any, /,
+    ) -> struct_udrv_uring_counters: ...
+    @overload
+    def cast(
         self, cdecl: Literal["struct udrv_uring_counts *"], value: Any, /,
     ) -> struct_udrv_uring_counts: ...
     @overload
     def cast(
         self, cdecl: Literal["struct udrv_uring_op *"], value: Any, /,
     ) -> struct_udrv_uring_op: ...
+    @overload
+    def cast(
+        self, cdecl: Literal["struct udrv_uring_qp *"], value: Any, /,
+    ) -> struct_udrv_uring_qp: ...
     @overload
     def cast(self, cdecl: Any, value: Any, /) -> Any: ...
     def addressof(self, cdata: Any, /, *field_or_index: str | int) -> Any: ...
@@ -114,6 +146,11 @@ class struct_iovec:
     iov_base: Any
     iov_len: int
 
+class struct_udrv_qp_anomalies:
+    bad_cid: int
+    duplicate: int
+    late: int
+
 class struct_udrv_uring:
     ring: struct_io_uring
     nr_slots: int
@@ -146,6 +183,23 @@ class struct_udrv_uring_completions:
     flags: Any
     big: Any
 
+class struct_udrv_uring_config:
+    qid: int
+    depth: int
+    flags: int
+    eventfd: int
+    max_transfer: int
+    timeout_ms: int
+    align_mask: int
+
+class struct_udrv_uring_counters:
+    submitted: int
+    completed: int
+    consumed: int
+    enters: int
+    fixed: int
+    anomalies: struct_udrv_qp_anomalies
+
 class struct_udrv_uring_counts:
     inflight: int
     unsubmitted: int
@@ -168,6 +222,10 @@ class struct_udrv_uring_op:
     opcode: int
     flags: int
 
+class struct_udrv_uring_qp:
+    counters: struct_udrv_uring_counters
+    setup_flags: int
+
 class Lib:
     IORING_SETUP_CLAMP: Final[int]
     IORING_SETUP_COOP_TASKRUN: Final[int]
@@ -183,6 +241,9 @@ class Lib:
     IORING_SETUP_TASKRUN_FLAG: Final[int]
     UDRV_LIBURING_SHARED: Final[int]
     UDRV_LIBURING_VERSION: Final[int]
+    UDRV_STATUS_HOST: Final[int]
+    UDRV_URING_BLOCK: Final[int]
+    UDRV_URING_BUFFERS: Final[int]
     UDRV_URING_CMD_MAX: Final[int]
     UDRV_URING_EBUFFER: Final[int]
     UDRV_URING_EBUSY: Final[int]
@@ -194,7 +255,13 @@ class Lib:
     UDRV_URING_EREADONLY: Final[int]
     UDRV_URING_ESLOTS: Final[int]
     UDRV_URING_ESQFULL: Final[int]
+    UDRV_URING_FILES: Final[int]
+    UDRV_URING_FIXED_CMD: Final[int]
+    UDRV_URING_IOPOLL: Final[int]
+    UDRV_URING_MAX_DEPTH: Final[int]
+    UDRV_URING_NO_BUFFER: Final[int]
     UDRV_URING_NO_GROUP: Final[int]
+    UDRV_URING_ONE_THREAD: Final[int]
     def io_uring_queue_exit(self, ring: struct_io_uring, /) -> None: ...
     def io_uring_queue_init_params(
         self, entries: int, ring: struct_io_uring, p: struct_io_uring_params, /,
@@ -217,6 +284,7 @@ class Lib:
     def io_uring_unregister_eventfd(self, ring: struct_io_uring, /) -> int: ...
     def io_uring_unregister_files(self, ring: struct_io_uring, /) -> int: ...
     def udrv_uring_cancel_all(self, u: struct_udrv_uring, sync: int, /) -> int: ...
+    def udrv_uring_core_init(self, clock: Any, /) -> int: ...
     def udrv_uring_counts(
         self, u: struct_udrv_uring, counts: struct_udrv_uring_counts, /,
     ) -> int: ...
@@ -238,6 +306,34 @@ class Lib:
     def udrv_uring_push(
         self, u: struct_udrv_uring, batch: struct_udrv_uring_batch, first: int, count: int, group:
         int, bad: Any, /,
+    ) -> int: ...
+    def udrv_uring_qp_as_queue(self, qp: struct_udrv_uring_qp, queue: Any, /) -> None: ...
+    def udrv_uring_qp_buffer(
+        self, qp: struct_udrv_uring_qp, index: int, address: Any, len: int, /,
+    ) -> int: ...
+    def udrv_uring_qp_close(self, qp: struct_udrv_uring_qp, /) -> None: ...
+    def udrv_uring_qp_drain(self, qp: struct_udrv_uring_qp, timeout_ns: int, /) -> int: ...
+    def udrv_uring_qp_exit(self, qp: struct_udrv_uring_qp, /) -> None: ...
+    def udrv_uring_qp_file(self, qp: struct_udrv_uring_qp, index: int, fd: int, /) -> int: ...
+    def udrv_uring_qp_inflight(self, qp: struct_udrv_uring_qp, /) -> int: ...
+    def udrv_uring_qp_init(
+        self, qp: struct_udrv_uring_qp, config: struct_udrv_uring_config, /,
+    ) -> int: ...
+    def udrv_uring_qp_quarantine(self, qp: struct_udrv_uring_qp, slot: int, /) -> int: ...
+    def udrv_uring_qp_reap(
+        self, qp: struct_udrv_uring_qp, out: Any, first: int, max: int, /,
+    ) -> int: ...
+    def udrv_uring_qp_slot_inflight(self, qp: struct_udrv_uring_qp, slot: int, /) -> int: ...
+    def udrv_uring_qp_submit(
+        self, qp: struct_udrv_uring_qp, batch: Any, first: int, count: int, bad: Any, /,
+    ) -> int: ...
+    def udrv_uring_qp_submit_raw(
+        self, qp: struct_udrv_uring_qp, batch: Any, sqe: Any, offset: int, len: int, user_data: int,
+        /,
+    ) -> int: ...
+    def udrv_uring_qp_wait(
+        self, qp: struct_udrv_uring_qp, out: Any, min: int, max: int, timeout_ns: int, spin_ns: int,
+        /,
     ) -> int: ...
     def udrv_uring_reap(
         self, u: struct_udrv_uring, out: struct_udrv_uring_completions, max: int, /,

@@ -40,6 +40,7 @@ struct udrv_bench_result {
 	uint8_t first_opcode;
 	uint8_t saturated;
 	uint32_t first_bad_kind;
+	uint32_t first_result;
 	uint64_t first_error_slba;
 	uint64_t blocks_checked;
 	uint64_t blocks_unchecked;

@@ -161,6 +161,7 @@ static void complete(struct udrv_bench_loop *l, uint32_t n, uint64_t now)
 		if (unlikely(failed)) {
 			if (!(r->dir[0].errors + r->dir[1].errors)) {
 				r->first_status = done->status;
+				r->first_result = (uint32_t)done->result;
 				r->first_opcode = s->write ? NVME_CMD_WRITE : NVME_CMD_READ;
 				r->first_error_slba =
 					l->job->start_block + s->unit * l->job->unit_blocks;

@@ -75,6 +75,8 @@ struct udrv_bench_result {
 	uint8_t first_opcode;
 	uint8_t saturated;	/* see udrv_bench_run() */
 	uint32_t first_bad_kind;	/* enum udrv_bench_bad */
+	uint32_t first_result;	/* Dword 0 that came with it, or an errno: UDRV_STATUS_HOST */
+	uint32_t __reserved;
 	uint64_t first_error_slba;
 
 	uint64_t blocks_checked;	/* logical blocks, not units */

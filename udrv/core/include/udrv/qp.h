@@ -40,6 +40,8 @@ enum udrv_qp_error {
 	UDRV_EBUFFER,		/* data outside of the buffer */
 	UDRV_EALIGN,		/* data address is not a multiple of 4 */
 	UDRV_EINVAL,		/* an index or a count outside of its structure */
+	UDRV_ETRANSPORT,	/* this transport cannot carry the command */
+	UDRV_EREADONLY,		/* a write to what was not checked for use, or is open for reading */
 };
 
 enum udrv_tracker_state {
@@ -263,7 +265,10 @@ struct udrv_batch {
 	uint64_t prp_table;
 	const struct udrv_command *commands;
 	uint16_t slot;		/* < UDRV_QP_SLOTS */
-	uint16_t __reserved[3];
+	/* for queues of the kernel's driver only, see udrv/uring_qp.h */
+	uint16_t file;
+	uint16_t buf_index;
+	uint16_t writable;	/* whether it is sure that writing destroys nothing in use */
 };
 
 /* One row of what a reap fills. */
