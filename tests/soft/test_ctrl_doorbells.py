@@ -165,24 +165,31 @@ def test_the_admin_queue_keeps_its_registers(shadowed: Shadowed) -> None:
 # --- EventIdx -------------------------------------------------------------------------------------
 
 
-def test_asleep_it_asks_to_be_rung_and_awake_it_does_not(drive: Drive) -> None:
-    shadowed = Shadowed(drive("size=16M&doorbells=trapped&spin=0"))
-    shadowed.configure()
-    driver = shadowed.driver
-    pair = driver.pair(1)
-    for turn in range(3 * pair.entries):
-        until(lambda: shadowed.event(2) == pair.tail, "sleep")
-        before = turn  # nobody rings: it sleeps on
-        driver.put(pair, command(FLUSH, nsid=1, cid=before))
-        shadowed.set_value(2, pair.tail)
-        if turn % 8 == 0:
-            time.sleep(0.01)
-            assert driver.peek(pair) is None
-        driver.ring(pair)
-        assert driver.take(pair, ring=False).cid == before
-        shadowed.set_value(3, pair.head)
-    # the head was never waited for
-    assert shadowed.counters().queues[1].cq_doorbells == 0
+def asleep(process: SoftProcess) -> bool:
+    """In a system call that waits; a socket is all that it waits for."""
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
+def test_asleep_it_asks_to_be_rung(start: Callable[..., SoftProcess]) -> None:
+    process = start("size=16M&doorbells=trapped&spin=0")
+    with from_socket(process.socket, "soft:") as device:
+        driver = MiniDriver(device)
+        shadowed = Shadowed(driver)
+        shadowed.configure()
+        pair = driver.pair(1)
+        for turn in range(3 * pair.entries):
+            until(lambda: shadowed.event(2) == pair.tail and asleep(process), "sleep")
+            driver.put(pair, command(FLUSH, nsid=1, cid=turn))
+            shadowed.set_value(2, pair.tail)
+            if turn % 8 == 0:  # nobody rings: it sleeps on
+                time.sleep(0.01)
+                assert driver.peek(pair) is None
+            driver.ring(pair)
+            assert driver.take(pair, ring=False).cid == turn
+            shadowed.set_value(3, pair.head)
+        # the head was never waited for
+        assert shadowed.counters().queues[1].cq_doorbells == 0
+        driver.close()
 
 
 def test_a_full_completion_queue_wants_its_head(drive: Drive) -> None:
@@ -228,7 +235,7 @@ def test_trapped_and_idle_it_uses_no_cpu(start: Callable[..., SoftProcess]) -> N
         shadowed.configure()
         pair = shadowed.driver.pair(1)
         shadowed.run(pair, ring=True)
-        until(lambda: shadowed.event(2) == pair.tail, "sleep")
+        until(lambda: shadowed.event(2) == pair.tail and asleep(process), "sleep")
         before = process.counters()
         ticks = Path(f"/proc/{process.pid}/schedstat").read_text().split()[0]
         time.sleep(0.3)
