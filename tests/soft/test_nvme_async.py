@@ -110,6 +110,21 @@ for name in [name for name in vars(TestSoft.__mro__[1]) if name.startswith("test
     setattr(TestPolled, name, None)  # the awaited part of it only
 
 
+class TestSmallQueue(TestPolled):
+    """Seven commands of 16 blocks fit: nearly everything waits, and is split."""
+
+    @pytest.fixture(params=[True, False])
+    def ctrl(
+        self, request: pytest.FixtureRequest, opened: list[Controller]
+    ) -> Controller:
+        import udrv
+
+        opened.append(
+            udrv.open("soft:?size=64M&lba=512&mdts=1", entries=8, interrupts=request.param)
+        )
+        return opened[0]
+
+
 @pytest.mark.skipif(uvloop is None, reason="uvloop is not installed")
 class TestUvloop(TestPolled):
     """The shared suite on another event loop."""
@@ -426,6 +441,30 @@ def test_closed_by_another_thread(rig: Rig) -> None:
         assert errors.ClosedError in {type(o) for o in outcomes}
         thread.join(30)
         assert not thread.is_alive()
+
+    run(main())
+
+
+def test_another_thread_is_inside_for_a_moment(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As close() is in another thread: everybody goes on, or is told what that thread says."""
+
+    async def main() -> None:
+        queue = rig.ctrl.async_queue()._queue
+        await rig.ns.write_async(0, np.repeat(np.arange(200, dtype=np.uint8), 4096))
+        for name in ("submit", "reap"):
+            real, calls = getattr(queue, name), [0]
+
+            def busy(*args: Any, real: Any = real, calls: list[int] = calls) -> Any:
+                calls[0] += 1
+                if calls[0] % 3:
+                    raise errors.QueueBusyError("another thread is inside this queue")
+                return real(*args)
+
+            monkeypatch.setattr(queue, name, busy)
+        reads = await asyncio.gather(*(rig.ns.read_async(k, 1) for k in range(200)))
+        assert all((read == k).all() for k, read in enumerate(reads))
 
     run(main())
 

@@ -162,6 +162,7 @@ class Seats:
         self._batches: list[Batch] = []
         self._by_seat: list[Transfer | None] = []
         self._free: list[int] = []
+        self._shapes: list[tuple[int, int]] = []  # opcode and control of a batch's rows
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -185,10 +186,13 @@ class Seats:
             batch = self._queue.batch(TURN, namespace=transfer.namespace, buffer=transfer.buffer)
             self._batches.append(batch)
             self._by_seat.append(None)
+            self._shapes.append((READ, 0))
         transfer.seat = seat
         self._by_seat[seat] = transfer
-        batch.opcode[:] = transfer.opcode
-        batch.control[:] = transfer.control
+        shape = transfer.opcode, transfer.control
+        if self._shapes[seat] != shape:
+            batch.opcode[:], batch.control[:] = shape
+            self._shapes[seat] = shape
         return batch
 
     def rise(self, transfer: Transfer) -> None:
