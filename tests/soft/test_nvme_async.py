@@ -25,7 +25,7 @@ from test_nvme_driver import TestSoft
 from udrv import errors, soft
 from udrv.core import lib
 from udrv.memory import Buffer
-from udrv.nvme import Controller, Namespace
+from udrv.nvme import WRITE, Controller, Namespace
 from udrv.nvme.aio_queue import AsyncQueue
 from udrv.soft import SoftProcess
 from udrv.vfio.user import from_socket
@@ -465,6 +465,31 @@ def test_another_thread_is_inside_for_a_moment(
             monkeypatch.setattr(queue, name, busy)
         reads = await asyncio.gather(*(rig.ns.read_async(k, 1) for k in range(200)))
         assert all((read == k).all() for k, read in enumerate(reads))
+
+    run(main())
+
+
+def test_a_write_that_is_refused_is_told_to_its_caller_only(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A namespace of the kernel's driver may be mounted: found out when it is first written to."""
+
+    async def main() -> None:
+        queue = rig.ctrl.async_queue()
+        submit = queue._queue.submit
+
+        def in_use(batch: Any, *args: Any) -> int:
+            if batch.opcode[0] == WRITE:
+                raise errors.DeviceInUseError("it is mounted")
+            return submit(batch, *args)
+
+        monkeypatch.setattr(queue._queue, "submit", in_use)
+        calls = [rig.ns.read_async(k, 1) for k in range(50)]
+        calls.insert(20, rig.ns.write_async(0, bytes(4096)))  # type: ignore[arg-type]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(outcomes.pop(20), errors.DeviceInUseError)
+        assert {type(outcome) for outcome in outcomes} == {Buffer}
+        assert queue.broken is None
 
     run(main())
 

@@ -22,7 +22,8 @@ from collections.abc import Callable
 from udrv.errors import (
     ClosedError,
     CommandTimeoutError,
-    InvalidRequestError,
+    ControllerError,
+    ForkedError,
     QueueBusyError,
     UdrvError,
 )
@@ -207,7 +208,9 @@ class AsyncQueue:
             return 0
         try:
             sent = self._queue.submit(batch, 0, count)
-        except InvalidRequestError as e:
+        except (ClosedError, ForkedError, QueueBusyError, ControllerError):
+            raise  # nobody else fares better
+        except UdrvError as e:  # a row that is refused, a namespace that is in use elsewhere
             self._refuse(transfer, e)
             return 0
         self._submits += 1
