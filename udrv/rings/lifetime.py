@@ -88,7 +88,8 @@ class RingState:
         Raises `UringError` when called in a thread that may not, `QueueBusyError` while another
         thread is inside the ring.
         """
-        lib.udrv_uring_discard(self.c)
+        if lib.udrv_uring_discard(self.c) == -lib.UDRV_URING_ECLOSED:
+            return True  # never opened, or an exception came just behind udrv_uring_exit()
         deadline = time.monotonic() + timeout
         scratch = Completions(64)
         while True:
@@ -109,9 +110,9 @@ class RingState:
         failed = lib.udrv_uring_exit(self.c)
         if failed:
             raise call_error(-failed, "closing the ring")
-        self.closed = True
         self.holds.clear()
         self.registered.clear()
+        self.closed = True
 
     def end(self, timeout: float) -> bool:
         """Drain and free, or park; False if it was parked. In a forked child nothing is done."""
