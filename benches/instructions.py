@@ -20,10 +20,10 @@ import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from bench_support import write_section
+
 ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "udrv/core"
-RESULTS = ROOT / "benches/RESULTS.md"
-BEGIN, END = "<!-- instructions.py: begin -->", "<!-- instructions.py: end -->"
 ROUNDS = 1000
 CASES = [(1, 4096), (32, 4096), (128, 4096), (1, 131072), (32, 131072), (128, 131072)]
 
@@ -156,18 +156,6 @@ def table(figures: list[Figure]) -> str:
     return "\n".join(lines)
 
 
-def write(text: str) -> None:
-    """Replace the section, or add it."""
-    old = RESULTS.read_text() if RESULTS.exists() else "# Results\n"
-    section = f"{BEGIN}\n{text}\n{END}"
-    if BEGIN in old:
-        before, rest = old.split(BEGIN, 1)
-        new = before + section + rest.split(END, 1)[1]
-    else:
-        new = old.rstrip() + f"\n\n{section}\n"
-    RESULTS.write_text(new)
-
-
 def main() -> int:
     """Run from the shell."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -177,7 +165,7 @@ def main() -> int:
     figures = measure()
     print(json.dumps([asdict(f) for f in figures], indent=1) if options.json else table(figures))
     if options.write:
-        write(table(figures))
+        write_section("instructions.py", table(figures))
     return 0
 
 

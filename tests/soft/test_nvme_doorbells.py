@@ -216,7 +216,7 @@ def test_a_device_that_keeps_event_idx_wrong_is_rung_all_the_same(connect: Open)
                 while not len(queue.reap(1, timeout=0.001)):
                     pass
         ours = queue.counters()
-    assert ours["forced_doorbells"] >= 20
+    assert ours["forced_doorbells"] >= 10
     assert ours["completed"] == 20
 
 
@@ -224,8 +224,8 @@ def test_a_short_time_out_rings_before_it_gives_up(connect: Open) -> None:
     ctrl = connect("&doorbells=trapped&spin=0")
     ns = ctrl.namespace(1)
     ns.write(5, b"\x42" * ns.lba_size)
-    with ctrl.lease_queue() as (queue, _batch):
-        leased = queue
+    with ctrl.lease_queue() as lease:
+        leased = lease.queue
     before = leased.counters()["forced_doorbells"]
     lie(ctrl, leased)
     assert (ns.read(5, 1, timeout=0.001) == 0x42).all()

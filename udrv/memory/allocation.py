@@ -28,10 +28,15 @@ _PINNED: dict[int, Allocation] = {}
 class Allocation:
     """`size` bytes of `pool` at `offset`. Made by `DmaMemory`.
 
-    `owner` is kept alive by it: as long as memory is in use, so is what maps it.
+    `owner` is kept alive by it: as long as memory is in use, so is what maps it. `freed`: after
+    `free`. `uses`: an element for each call that is inside of C with a reference to an array of
+    it; a pin without a lock. Whoever appends looks at `freed` after that, and `free` looks at
+    `uses` after it has set `freed`, so that one of both sees the other.
     """
 
-    __slots__ = ("__weakref__", "_freed", "_pins", "_returns", "offset", "owner", "pool", "size")
+    __slots__ = (
+        "__weakref__", "_pins", "_returns", "freed", "offset", "owner", "pool", "size", "uses",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -47,7 +52,8 @@ class Allocation:
         self.size = size
         self.owner = owner
         self._pins = 0
-        self._freed = False
+        self.freed = False
+        self.uses: list[object] = []
         self._returns = returns
 
     def __del__(self) -> None:
@@ -65,19 +71,14 @@ class Allocation:
         }
 
     @property
-    def freed(self) -> bool:
-        """True after `free`."""
-        return self._freed
-
-    @property
     def pins(self) -> int:
         """How many users outside of Python hold it now."""
-        return self._pins
+        return self._pins + len(self.uses)
 
     def check(self) -> None:
         """Raise `ForkedError`, or `ClosedError` if freed or closed."""
         self.pool.check()
-        if self._freed:
+        if self.freed:
             raise ClosedError(
                 "the buffer was freed", device=self.pool.device, mend="allocate another one"
             )
@@ -109,15 +110,17 @@ class Allocation:
     def free(self) -> None:
         """No new use from now on; `BufferInUseError` while pinned. Idempotent."""
         with self.pool.pin_lock:
-            if self._pins:
+            before, self.freed = self.freed, True
+            users = self._pins + len(self.uses)
+            if users:
+                self.freed = before
                 raise BufferInUseError(
-                    f"a buffer of {self.size} bytes was freed while {self._pins} command(s) in "
+                    f"a buffer of {self.size} bytes was freed while {users} command(s) in "
                     "flight use it",
                     device=self.pool.device,
                     mend="reap their completions first, or drop the buffer: it is then freed "
                     "when they complete",
                 )
-            self._freed = True
 
 
 class Pin:

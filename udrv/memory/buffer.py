@@ -54,9 +54,11 @@ class Buffer(np.ndarray[Any, np.dtype[Any]]):
     be used for I/O there.
     """
 
-    __slots__ = ("_place",)
+    __slots__ = ("_place", "aimed")
 
     _place: tuple[Allocation, int]
+    #: What a driver worked out for this very array, to be used again; views do not inherit it.
+    aimed: tuple[Any, ...]
 
     def __new__(cls, *_args: object, **_kwargs: object) -> Self:
         """Refuse: ordinary memory is no Buffer."""
@@ -78,6 +80,11 @@ class Buffer(np.ndarray[Any, np.dtype[Any]]):
         address: int = self.__array_interface__["data"][0]
         self._place = (allocation, address - allocation.pool.address)
         return self._place
+
+    @property
+    def allocation(self) -> Allocation:
+        """What it is a part of, for drivers; `BufferTypeError` for ordinary memory."""
+        return self._locate()[0]
 
     @property
     def is_dma(self) -> bool:

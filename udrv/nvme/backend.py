@@ -32,8 +32,9 @@ class Pair(Protocol):
     device: the target, for messages.     qid: 1 to 65535; 0 is the admin queue.
     entries: slots as asked for.          depth: commands that fit.
     eventfd: readable when completions came, -1 for a queue that is polled.
-    submit_c: `submit_c(c, batch.c, first, count, bad)`, the C function itself: called for every
-        submit, and so bound once.
+    submit_c, reap_c: `submit_c(c, batch.c, first, count, bad)` and `reap_c(c, completions.c, first,
+        max)`, the C functions themselves: called for every submit and reap, and so bound once.
+        After `close` they return -UDRV_ECLOSED for as long as anybody has `c`.
     on_device: the device (or the kernel) may reach this queue's memory.
     """
 
@@ -43,6 +44,7 @@ class Pair(Protocol):
     depth: int
     eventfd: int
     submit_c: Any
+    reap_c: Any
     on_device: bool
 
     @property

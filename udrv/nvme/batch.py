@@ -56,6 +56,9 @@ COMPLETION = np.dtype(
 )
 
 
+_COLUMNS = frozenset((*(COMMAND.names or ()), "rows"))
+
+
 def _address(ctype: str, rows: npt.NDArray[Any]) -> Any:
     """C's pointer to rows; the object that holds the pointer holds the rows, too."""
     return ffi.cast(ctype, rows.ctypes.data)
@@ -100,24 +103,19 @@ class Batch:
         self.user_data[:] = np.arange(capacity, dtype=np.uint64)
         self.namespace: Namespace | None = None
         self.buffer: Buffer | None = None
-        self._columns = self._now()
         self.c.capacity = capacity
         self.c.slot = slot
         self.c.commands = _address("struct udrv_command *", self.rows)
 
-    def _now(self) -> tuple[object, ...]:
-        return (
-            self.rows, self.opcode, self.slba, self.nlb, self.offset, self.user_data, self.control,
-        )  # fmt: skip
-
-    def check_columns(self) -> None:
-        """Raise `BufferTypeError` if a column was replaced: C would go on reading the old one."""
-        if any(a is not b for a, b in zip(self._now(), self._columns, strict=True)):
+    def __setattr__(self, name: str, value: object) -> None:
+        # C would go on reading the old column
+        if name in _COLUMNS and self.__dict__.get(name, value) is not value:
             raise BufferTypeError(
-                "a column of the batch was replaced",
+                f"the column {name} of a batch was replaced",
                 device=self.queue.device,
-                mend="assign to its elements: batch.slba[:] = ...",
+                mend=f"assign to its elements: batch.{name}[:] = ...",
             )
+        object.__setattr__(self, name, value)
 
     @property
     def inflight(self) -> int:
@@ -184,9 +182,9 @@ class Batch:
 
 
 class Completions:
-    """Columns that a reap fills; rows 0 to n-1 of the last reap are valid.
+    """Columns that a reap fills; rows 0 to n-1 of the last reap are valid. C writes them.
 
-    Attributes (numpy, one element a completion)
+    Attributes (numpy, one element a completion; views with a stride of 32 bytes)
     ----------
     user_data: uint64, as submitted.
     status: uint16, CQE DW3 31:17: SC 7:0, SCT 10:8, CRD 12:11, M 13, DNR 14; 0 is success.
@@ -197,11 +195,12 @@ class Completions:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         rows = np.zeros(capacity, COMPLETION)
+        self._rows: Any = _address("struct udrv_completion *", rows)
+        rows.flags.writeable = False
         self.user_data: U64 = rows["user_data"]
         self.status: U16 = rows["status"]
         self.result: U64 = rows["result"]
         self.latency_ns: U64 = rows["latency_ns"]
-        self._rows: Any = _address("struct udrv_completion *", rows)
         self.c: Any = self.c_from(0)
 
     def c_from(self, row: int) -> Any:
@@ -215,20 +214,36 @@ class Completions:
 
 
 class Reaped:
-    """What one reap delivered: read-only views of its rows, overwritten by the next reap."""
+    """What one reap delivered: read-only views of its rows, overwritten by the next reap.
 
-    __slots__ = ("latency_ns", "result", "status", "user_data")
+    The columns are those of `Completions`; each is made when it is asked for.
+    """
+
+    __slots__ = ("_completions", "_count")
 
     def __init__(self, completions: Completions, count: int) -> None:
-        def view(column: Any) -> Any:
-            rows = column[:count]
-            rows.flags.writeable = False
-            return rows
+        self._completions = completions
+        self._count = count
 
-        self.user_data: U64 = view(completions.user_data)
-        self.status: U16 = view(completions.status)
-        self.result: U64 = view(completions.result)
-        self.latency_ns: U64 = view(completions.latency_ns)
+    @property
+    def user_data(self) -> U64:
+        """uint64, as submitted."""
+        return self._completions.user_data[: self._count]
+
+    @property
+    def status(self) -> U16:
+        """uint16, CQE DW3 31:17; 0 is success."""
+        return self._completions.status[: self._count]
+
+    @property
+    def result(self) -> U64:
+        """uint64, DW0 and, in the upper half, DW1."""
+        return self._completions.result[: self._count]
+
+    @property
+    def latency_ns(self) -> U64:
+        """uint64, doorbell write to the reap that saw the completion."""
+        return self._completions.latency_ns[: self._count]
 
     def __len__(self) -> int:
-        return len(self.user_data)
+        return self._count

@@ -23,6 +23,7 @@ from udrv.nvme.aio import AsyncQueues
 from udrv.nvme.aio_queue import AsyncQueue
 from udrv.nvme.backend import Backend
 from udrv.nvme.direct import DirectBackend
+from udrv.nvme.lane import Lane
 from udrv.nvme.leases import Lease, Leases
 from udrv.nvme.lifecycle import State
 from udrv.nvme.namespace import Namespace
@@ -336,6 +337,11 @@ class Controller:
                 return  # close() frees it, once it has proof that the device is done
             self._backend.detach(queue.pair)  # one that fails leaves the memory to close()
             self._forget(queue)
+
+    @property
+    def lanes(self) -> list[Lane]:
+        """The lanes of the queues that blocking calls share; for namespaces."""
+        return self._leases.lanes
 
     def lease_queue(self) -> AbstractContextManager[Lease]:
         """A queue and a batch for a blocking call; waits while all are lent."""

@@ -16,19 +16,23 @@ from typing import NamedTuple
 
 from udrv.errors import UdrvError
 from udrv.nvme.batch import Batch
+from udrv.nvme.lane import Lane
 from udrv.nvme.queue import Queue
 
 #: More threads than this wait for one another.
 MOST = 4
+#: A lane that is in use is free again in about the time of one command.
+_LANE_SECONDS = 20e-6
 #: A waiter looks again after this many seconds, should the word that there is one be lost.
 _LOOK_AGAIN = 0.1
 
 
 class Lease(NamedTuple):
-    """A queue, and a batch of its depth."""
+    """A queue, a batch of its depth, and its lane, which is lent out with it."""
 
     queue: Queue
     batch: Batch
+    lane: Lane
 
 
 class Leases:
@@ -53,6 +57,8 @@ class Leases:
         self._free = free
         self._check = check
         self._idle: list[Lease] = []
+        #: The lanes of all of these queues, by number: lent or in use, they say so.
+        self.lanes: list[Lane] = []
         self._lent: dict[object, Lease] = {}
         self._word: queues.SimpleQueue[None] = queues.SimpleQueue()
 
@@ -63,7 +69,7 @@ class Leases:
         try:
             while not self._borrow(token):
                 try:
-                    self._word.get(timeout=_LOOK_AGAIN)
+                    self._word.get(timeout=_LANE_SECONDS if self._idle else _LOOK_AGAIN)
                 except queues.Empty:
                     pass
             yield self._lent[token]
@@ -77,28 +83,33 @@ class Leases:
     def clear(self) -> None:
         """Forget those that nobody has; the controller, when it closes."""
         self._idle.clear()
+        self.lanes.clear()
 
     def _borrow(self, token: object) -> bool:
         with self._lock:
             self._check()
-            if self._idle:
+            lease = next((lease for lease in reversed(self._idle) if lease.lane.lend()), None)
+            if lease is not None:
                 # never in neither place, and in both for a moment only
-                self._lent[token] = self._idle[-1]
-                self._idle.pop()
+                self._lent[token] = lease
+                self._idle.remove(lease)
             else:
-                busy = len({lease.queue.qid for lease in self._lent.values()})
+                busy = len({lease.queue.qid for lease in self._lent.values()}) + len(self._idle)
                 # what the user's own queues leave; with none left, make() says so
                 if busy >= max(1, min(MOST, self._free() + busy)):
                     return False
                 queue = self._make()
-                self._lent[token] = Lease(queue, Batch(queue, queue.depth, queue.take_slot()))
-            queue, batch = self._lent[token]
+                lane = Lane(queue, len(self.lanes))
+                lane.lend()
+                self.lanes.append(lane)
+                self._lent[token] = Lease(queue, _batch(queue), lane)
+            queue, batch, lane = self._lent[token]
             if batch.slot < 0 or batch.inflight:
                 # a time-out: those commands keep their slot and buffer until they are done
                 if batch.inflight:
                     queue.quarantine(batch)
                 batch.close()
-                self._lent[token] = Lease(queue, Batch(queue, batch.capacity, queue.take_slot()))
+                self._lent[token] = Lease(queue, _batch(queue), lane)
         return True
 
     def _give_back(self, token: object) -> None:
@@ -119,6 +130,11 @@ class Leases:
                     lease.batch.unbind()  # the caller's buffer is the caller's again
                 if lease not in self._idle:
                     self._idle.append(lease)
+                lease.lane.take_back()
             del self._lent[token]
             if self._word.empty():
                 self._word.put(None)
+
+
+def _batch(queue: Queue) -> Batch:
+    return Batch(queue, queue.depth, queue.take_slot())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import numpy.typing as npt
 
+from udrv.core import lib
 from udrv.errors import (
     AlignmentError,
     BufferTooSmallError,
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Seconds that a blocking call waits for its commands.
 IO_TIMEOUT = 30.0
+
+_run_lane = lib.udrv_lane_run
 
 _NAMES = {READ: "read", WRITE: "write", FLUSH: "flush"}
 _MAX_LBA_SIZE = 65536
@@ -55,6 +58,9 @@ class Namespace:
         self.nsze = identify.nsze
         self.lba_size = identify.lba_size
         self.metadata_size = identify.metadata_size
+        #: Of this very object, without keeping it: what `Lane.aim` worked out is for it.
+        self.token = object()
+        self._lanes = controller.lanes
         #: Set when a command that may change its format was sent: get the namespace again.
         self.stale = False
         self.eui64 = identify.eui64 if int(identify.eui64, 16) else ""
@@ -104,6 +110,8 @@ class Namespace:
         `LbaRangeError`, `BufferTooSmallError`, `BufferTypeError` before anything is sent;
         the `NvmeStatusError` of the first part that failed; `CommandTimeoutError`.
         """
+        if into is not None and self._quick(READ, lba, blocks, into, timeout):
+            return into
         lba, blocks, nbytes = self._check_range(lba, blocks)
         buffer = self.controller.alloc(nbytes) if into is None else self._check_into(into, nbytes)
         self._transfer(READ, lba, blocks, buffer, timeout=timeout)
@@ -118,6 +126,11 @@ class Namespace:
         `fua`: on the medium when it returns (Force Unit Access). Errors as `read`'s, and
         `AlignmentError` for a length that is no multiple of the block size.
         """
+        if isinstance(data, Buffer):
+            count, rest = divmod(data.nbytes, self.lba_size)
+            opcode = WRITE | (FUA << 16 if fua else 0)
+            if not rest and self._quick(opcode, lba, count, data, timeout):
+                return
         source = self._check_data(data)
         lba, blocks, nbytes = self._check_range(lba, source.nbytes // self.lba_size)
         if isinstance(source, Buffer):
@@ -129,7 +142,7 @@ class Namespace:
 
     def flush(self, *, timeout: float = IO_TIMEOUT) -> None:
         """Make all completed writes of this namespace durable (Flush)."""
-        with self.controller.lease_queue() as (queue, batch):
+        with self.controller.lease_queue() as (queue, batch, _):
             batch.bind(self, None)
             batch.opcode[0] = FLUSH
             self._run(queue, batch, 1, timeout)
@@ -262,6 +275,57 @@ class Namespace:
             raise InvalidRequestError("nothing to write", device=device)
         return view
 
+    # --- one command in one call ----------------------------------------------------------------
+
+    def _quick(self, opcode: int, lba: int, blocks: int, buffer: Buffer, timeout: float) -> bool:
+        """Transfer by one command if all is ready for it; False, with nothing done, if it is not.
+
+        `opcode` has `control` in its bits 31:16. What is wrong is for the other way to find out.
+        """
+        try:
+            token, allocation, target, number = buffer.aimed
+            lane = self._lanes[number]
+        except (AttributeError, IndexError):  # its first transfer: `_transfer` aims it; or closed
+            return False
+        flags = buffer.flags
+        if (
+            token is not self.token or self.stale
+            or not (flags.carray if opcode == READ else flags.c_contiguous)
+            # a wait of C is longer than a short time-out; what is no number at all, others refuse
+            or not (timeout is IO_TIMEOUT or (type(timeout) in (int, float) and timeout >= 1))
+        ):  # fmt: skip
+            return False
+        uses = allocation.uses
+        uses.append(lane)
+        try:
+            if allocation.freed:
+                return False
+            status: int = _run_lane(lane.c, target, opcode, lba, blocks)
+            if status < 0:
+                if not lane.held_by_me:  # busy, or refused: nothing is in flight
+                    return False
+                status = lane.wait(buffer, f"{_NAMES[opcode & 0xFF]} nsid={self.nsid}", timeout)
+        except (TypeError, OverflowError):  # no numbers that C could take
+            if lane.held_by_me:
+                lane.give_up(buffer)
+                raise
+            return False
+        except BaseException:
+            if lane.held_by_me:
+                lane.give_up(buffer)
+            raise
+        finally:
+            uses.pop()
+        if status & STATUS_CODE:
+            raise error_from_status(
+                status,
+                command=f"{_NAMES[opcode & 0xFF]} nsid={self.nsid} slba={lba} nlb={blocks}",
+                qid=lane.queue.qid,
+                result=int(lane.c.done.result) & 0xFFFF_FFFF,
+                device=self.controller.target,
+            )
+        return True
+
     # --- the transfer -------------------------------------------------------------------------
 
     def _transfer(
@@ -274,7 +338,7 @@ class Namespace:
                 f"one command moves {self.controller.max_transfer} bytes, less than a block",
                 device=self.controller.target,
             )
-        with self.controller.lease_queue() as (queue, batch):
+        with self.controller.lease_queue() as (queue, batch, lane):
             batch.bind(self, buffer)
             batch.opcode[:] = opcode
             batch.control[:] = control
@@ -287,6 +351,8 @@ class Namespace:
                 batch.offset[:n] = start * np.uint64(self.lba_size)
                 self._run(queue, batch, n, timeout)
                 done += n * per
+            if blocks <= per:  # the next time it is one call
+                lane.aim(self, buffer)
 
     def _run(self, queue: Queue, batch: Batch, count: int, timeout: float) -> None:
         """Submit rows 0 to count - 1 and wait for all of them; the first bad status raises."""

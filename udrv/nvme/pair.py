@@ -171,6 +171,7 @@ class QueuePair:
         self.eventfd = eventfd
         self._tables = tables
         self.submit_c = lib.udrv_qp_submit
+        self.reap_c = lib.udrv_qp_reap
         self.on_device = False
         self.shadowed = shadow is not None
         self.where = f"queue {qid}" if qid else "admin queue"
@@ -281,7 +282,7 @@ class QueuePair:
         entry = ffi.from_buffer("struct nvme_sqe *", sqe)
         self._check(
             lib.udrv_qp_submit_raw(
-                self.c, entry, iova, length, pool_id, pool_offset, slot, user_data
+                self.c, entry, iova, length, pool_id, pool_offset, 0, slot, user_data
             )
         )
 
@@ -295,7 +296,7 @@ class QueuePair:
             return -int(lib.UDRV_EBUFFER)
         ret = lib.udrv_qp_submit_raw(
             self.c, ffi.from_buffer("struct nvme_sqe *", sqe), batch.iova + offset if length else 0,
-            length, batch.pool_id, batch.pool_offset + offset, batch.slot, user_data,
+            length, batch.pool_id, batch.pool_offset, offset, batch.slot, user_data,
         )  # fmt: skip
         return 0 if ret == -lib.UDRV_EFULL else int(ret)
 

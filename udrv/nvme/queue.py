@@ -69,14 +69,16 @@ class Queue:
     def __init__(self, owner: QueueOwner, pair: Pair) -> None:
         self._owner = owner
         self._pair = pair
+        self._c = pair.c
         self._submit_c = pair.submit_c
+        self._reap_c = pair.reap_c
         self._guard = ForkGuard()
         self._lock = threading.Lock()
         self._held: dict[int, Buffer | None] = {}
         self._dropped: set[int] = set()
         self._next_slot = 0
         self._leased = False
-        self._completions = Completions(pair.depth)
+        self.completions = Completions(pair.depth)
         self._bad: Any = ffi.new("uint32_t *")
         self.device = pair.device
         self.qid = pair.qid
@@ -175,28 +177,25 @@ class Queue:
         `AlignmentError`, `InvalidRequestError`), names its row, and nothing of the call reaches
         the device.
         """
-        if batch.queue is not self:
+        if batch.queue is not self or self._leased:
+            self._refuse(batch)
+        try:
+            ret: int = self._submit_c(
+                self._c, batch.c, first, batch.capacity - first if count is None else count,
+                self._bad,
+            )  # fmt: skip
+        except (OverflowError, TypeError) as error:
             raise InvalidRequestError(
-                f"the batch belongs to queue {batch.queue.qid}, not to queue {self.qid}",
-                device=self.device,
-            )
-        if batch.slot < 0:
-            raise ClosedError("the batch is closed", device=self.device)
-        batch.check_columns()
-        if count is None:
-            count = batch.capacity - first
-        if first < 0 or count < 0 or first + count > batch.capacity:
-            raise InvalidRequestError(
-                f"rows {first} to {first + count - 1} of a batch of {batch.capacity}",
-                device=self.device,
-            )
-        self._check_not_leased()
-        ret: int = self._submit_c(self._pair.c, batch.c, first, count, self._bad)
+                f"{count} rows from row {first} of a batch of {batch.capacity}", device=self.device
+            ) from error
         if ret == _READ_ONLY:
             self._prepare_write(batch)
-            ret = self._submit_c(self._pair.c, batch.c, first, count, self._bad)
+            ret = self._submit_c(
+                self._c, batch.c, first, batch.capacity - first if count is None else count,
+                self._bad,
+            )  # fmt: skip
         if ret < 0:
-            self._raise_bad_row(ret, batch)
+            self._raise_bad_row(ret, batch, first, count)
         return ret
 
     def submit_raw(
@@ -238,8 +237,19 @@ class Queue:
             batch.namespace.prepare_write()
             self._pair.aim(batch.c, batch.namespace, batch.buffer)
 
-    def _raise_bad_row(self, ret: int, batch: Batch) -> None:
+    def _refuse(self, batch: Batch) -> None:
+        self._check_not_leased()
+        raise InvalidRequestError(
+            f"the batch belongs to queue {batch.queue.qid}, not to queue {self.qid}",
+            device=self.device,
+        )
+
+    def _raise_bad_row(self, ret: int, batch: Batch, first: int, count: int | None) -> NoReturn:
         where = f"queue {self.qid}"
+        if ret == -lib.UDRV_EINVAL:
+            if batch.slot < 0:
+                raise ClosedError("the batch is closed", device=self.device)
+            where += f", {count} rows from row {first} of a batch of {batch.capacity}"
         if ret not in (-lib.UDRV_EBUSY, -lib.UDRV_EFORKED, -lib.UDRV_ECLOSED, -lib.UDRV_EINVAL):
             row = int(self._bad[0])
             where += (
@@ -267,23 +277,25 @@ class Queue:
         Returns views that the next reap of this queue overwrites: copy what you keep. Raises
         `DeviceGoneError` or `ControllerFatalError` when that is why nothing comes.
         """
-        pair = self._pair
-        self._check_not_leased()
+        if self._leased:
+            self._check_not_leased()
         if timeout is not None:  # now: below, completions may have been taken already
             timeout = seconds(timeout, device=self.device)
-        limit = self.depth if maximum is None else min(maximum, self.depth)
-        inflight = pair.inflight
-        want = min(minimum, limit, inflight)
-        if spin_ns is None:
-            spin_ns = 0 if self.interrupt else SPIN_ONLY
-        columns = self._completions
-        got = pair.wait(columns.c, 0, limit, 0, spin_ns)
-        if got < want:
-            got = self._wait_more(got, want, limit, timeout, spin_ns)
+        limit = self.depth if maximum is None or maximum > self.depth else maximum
+        # one look first: mostly all that is asked for is there
+        got: int = self._reap_c(self._c, self.completions.c, 0, limit)
+        if got < minimum:
+            if got < 0:
+                self._pair.fail(got, f"queue {self.qid}")
+            want = min(minimum, limit, got + self._pair.inflight)
+            if got < want:
+                if spin_ns is None:
+                    spin_ns = 0 if self.interrupt else SPIN_ONLY
+                got = self._wait_more(got, want, limit, timeout, spin_ns)
         if self._dropped:
             with self._lock:
                 self._sweep()
-        return Reaped(columns, got)
+        return Reaped(self.completions, got)
 
     def _wait_more(
         self, got: int, want: int, limit: int, timeout: float | None, spin_ns: int
@@ -298,7 +310,7 @@ class Queue:
                 self._owner.check_alive()
                 if not self._pair.inflight:  # what was awaited came late: it is not delivered
                     break
-            rows = self._completions.c_from(got)
+            rows = self.completions.c_from(got)
             more = self._pair.wait(rows, want - got, limit - got, left, spin_ns)
             got += more
             silent = not more
@@ -341,6 +353,10 @@ class Queue:
             device=self.device,
             mend="their memory stays in quarantine; close the controller to reset it",
         )
+
+    def check_alive(self) -> None:
+        """Raise if the controller is gone, failed or closed."""
+        self._owner.check_alive()
 
     @property
     def inflight(self) -> int:

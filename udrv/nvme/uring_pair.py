@@ -103,6 +103,7 @@ class UringPair:
         self.depth = entries - 1
         self.where = f"queue {qid}"
         self.submit_c = lib.udrv_uring_qp_submit
+        self.reap_c = lib.udrv_uring_qp_reap
         self.on_device = False
         self.max_transfer = max_transfer
         self.align_mask = align_mask

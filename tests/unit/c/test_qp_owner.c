@@ -18,7 +18,7 @@ static void check_all_refuse(struct rig *r, int error)
 	uint32_t doorbell = r->sq_doorbell;
 
 	CHECK_EQ(rig_submit(r, 0, 1), error);
-	CHECK_EQ(udrv_qp_submit_raw(r->qp, &any, 0, 0, 0, 0, 0, 0), error);
+	CHECK_EQ(udrv_qp_submit_raw(r->qp, &any, 0, 0, 0, 0, 0, 0, 0), error);
 	CHECK_EQ(rig_reap(r, 8), error);
 	CHECK_EQ(udrv_qp_wait(r->qp, &r->out, 1, 1, 0, 0), error);
 	CHECK_EQ(udrv_qp_quarantine(r->qp, UDRV_QP_SLOTS), error);

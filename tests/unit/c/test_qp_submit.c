@@ -119,7 +119,7 @@ TEST(a_raw_command_leaves_nothing_behind_for_the_batch_path)
 
 	memset(&raw, 0xa5, sizeof(raw));
 	for (i = 0; i < 4; i++) {	/* once around the ring */
-		CHECK_EQ(udrv_qp_submit_raw(r->qp, &raw, RIG_IOVA, 0, 0, 0, 12, 0), 1);
+		CHECK_EQ(udrv_qp_submit_raw(r->qp, &raw, RIG_IOVA, 0, 0, 0, 0, 12, 0), 1);
 		CHECK_EQ(rig_serve(r), 1);
 		CHECK_EQ(rig_reap(r, 1), 1);
 	}
@@ -359,7 +359,7 @@ TEST(a_ring_takes_one_less_than_its_entries)
 
 		CHECK_EQ(rig_submit(r, 0, 100), fits);
 		CHECK_EQ(rig_submit(r, 0, 100), 0);
-		CHECK_EQ(udrv_qp_submit_raw(r->qp, &raw, 0, 0, 0, 0, 0, 0), -UDRV_EFULL);
+		CHECK_EQ(udrv_qp_submit_raw(r->qp, &raw, 0, 0, 0, 0, 0, 0, 0), -UDRV_EFULL);
 		CHECK_EQ(udrv_qp_inflight(r->qp), fits);
 		/* a full ring would look like an empty one */
 		CHECK_EQ((r->sq_doorbell + 1) % sizes[i], 0);
@@ -377,28 +377,28 @@ TEST(a_raw_command_goes_as_it_is)
 	struct udrv_tracker *t;
 
 	memset(&raw, 0xa5, sizeof(raw));
-	CHECK_EQ(udrv_qp_submit_raw(r->qp, &raw, RIG_IOVA + 4, 4096, 5, 0x44, 12, 99), 1);
+	CHECK_EQ(udrv_qp_submit_raw(r->qp, &raw, RIG_IOVA + 4, 4096, 5, 0x44, 4, 12, 99), 1);
 	CHECK(rig_fetch(r, &sqe));
 	check_prps(r, &sqe, RIG_IOVA + 4, 4096);
 	t = &r->qp->trackers[sqe_cid(&sqe)];
 	CHECK_EQ(t->user_data, 99);
 	CHECK_EQ(t->len, 4096);
-	CHECK_EQ(t->offset, 0);
+	CHECK_EQ(t->offset, 4);
 	CHECK_EQ(t->slot, 12);
 	CHECK_EQ(r->qp->slots[12].pool_id, 5);
 	CHECK_EQ(r->qp->slots[12].pool_offset, 0x44);
 	/* a slot is one buffer's until its last command is done */
-	CHECK_EQ(udrv_qp_submit_raw(r->qp, &raw, RIG_IOVA, 4, 5, 0x48, 12, 0), -UDRV_EINVAL);
+	CHECK_EQ(udrv_qp_submit_raw(r->qp, &raw, RIG_IOVA, 4, 5, 0x48, 0, 12, 0), -UDRV_EINVAL);
 	CHECK_EQ(udrv_qp_slot_inflight(r->qp, 12), 1);
 	raw.cdw0 = (raw.cdw0 & 0xffff) | (uint32_t)sqe_cid(&sqe) << 16;
 	raw.prp1 = sqe.prp1;
 	raw.prp2 = sqe.prp2;
 	CHECK(!memcmp(&raw, &sqe, sizeof(sqe)));
 
-	CHECK_EQ(udrv_qp_submit_raw(r->qp, &raw, 2, 8, 0, 0, 0, 0), -UDRV_EALIGN);
-	CHECK_EQ(udrv_qp_submit_raw(r->qp, &raw, 0, RIG_MAX_TRANSFER + 4, 0, 0, 0, 0),
+	CHECK_EQ(udrv_qp_submit_raw(r->qp, &raw, 2, 8, 0, 0, 0, 0, 0), -UDRV_EALIGN);
+	CHECK_EQ(udrv_qp_submit_raw(r->qp, &raw, 0, RIG_MAX_TRANSFER + 4, 0, 0, 0, 0, 0),
 		 -UDRV_ESIZE);
-	CHECK_EQ(udrv_qp_submit_raw(r->qp, &raw, 0, 4, 0, 0, UDRV_QP_SLOTS, 0), -UDRV_EINVAL);
+	CHECK_EQ(udrv_qp_submit_raw(r->qp, &raw, 0, 4, 0, 0, 0, UDRV_QP_SLOTS, 0), -UDRV_EINVAL);
 	CHECK_EQ(r->sq_doorbell, 1);
 	CHECK_EQ(udrv_qp_inflight(r->qp), 1);
 	rig_free(r);

@@ -339,7 +339,8 @@ int udrv_qp_submit(struct udrv_qp *qp, const struct udrv_batch *b, uint32_t firs
 }
 
 int udrv_qp_submit_raw(struct udrv_qp *qp, const struct nvme_sqe *src, uint64_t iova, uint32_t len,
-		       uint32_t pool_id, uint64_t pool_offset, uint16_t slot, uint64_t user_data)
+		       uint32_t pool_id, uint64_t pool_offset, uint64_t offset, uint16_t slot,
+		       uint64_t user_data)
 {
 	struct udrv_qp_shared *sh = qp->shared;
 	const struct udrv_qp_slot *place;
@@ -358,8 +359,8 @@ int udrv_qp_submit_raw(struct udrv_qp *qp, const struct nvme_sqe *src, uint64_t 
 	if (ret)
 		return ret;
 	place = &qp->slots[slot];
-	if (qp->slot_inflight[slot] && (place->nsid != src->nsid || place->pool_id != pool_id ||
-					place->pool_offset != pool_offset)) {
+	if (qp->slot_inflight[slot] &&
+	    (place->pool_id != pool_id || place->pool_offset != pool_offset)) {
 		udrv_qp_leave(qp);
 		return -UDRV_EINVAL;
 	}
@@ -367,12 +368,13 @@ int udrv_qp_submit_raw(struct udrv_qp *qp, const struct nvme_sqe *src, uint64_t 
 		udrv_qp_leave(qp);
 		return -UDRV_EFULL;
 	}
-	set_slot(qp, slot, src->nsid, pool_id, pool_offset);
+	if (!qp->slot_inflight[slot])	/* else a batch's, which has one namespace */
+		set_slot(qp, slot, src->nsid, pool_id, pool_offset);
 	cid = qp->free[--sh->nr_free] >> CID_SHIFT;
 	t = &qp->trackers[cid];
 	t->user_data = user_data;
 	t->slba = src->slba;
-	t->offset = 0;
+	t->offset = offset;
 	t->word = word_of(slot, (uint8_t)src->cdw0, len);
 
 	sqe = &qp->sq[sh->sq_posted];
@@ -557,10 +559,12 @@ int __udrv_qp_reap(struct udrv_qp *qp, const struct udrv_completions *out, uint3
 	if (likely(!(qp->flags & UDRV_QP_HOW))) {
 		udrv_mmio_write32(qp->cq_doorbell, head);
 		sh->cq_doorbells++;
-	} else if (udrv_doorbell_write(&qp->how[1], head, sh->cq_rung)) {
-		sh->cq_doorbells++;
 	} else {
-		sh->cq_shadow++;
+		qp->waited_until = 0;	/* no silence: the next wait begins anew */
+		if (udrv_doorbell_write(&qp->how[1], head, sh->cq_rung))
+			sh->cq_doorbells++;
+		else
+			sh->cq_shadow++;
 	}
 	sh->cq_rung = head;
 	return (int)(row - start);

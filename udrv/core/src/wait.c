@@ -65,11 +65,8 @@ int __udrv_qp_wait(struct udrv_qp *qp, const struct udrv_completions *out, uint3
 		if (unlikely(ret < 0))
 			return ret;
 		n += (uint32_t)ret;
-		if (n >= min) {
-			if (n)
-				qp->waited_until = 0;	/* no silence: the next wait begins anew */
+		if (n >= min)
 			return (int)n;
-		}
 		if (!ret && spin_ns && ++round % SPIN_ROUNDS) {
 			udrv_cpu_relax();
 			continue;

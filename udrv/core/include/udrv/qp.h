@@ -42,6 +42,7 @@ enum udrv_qp_error {
 	UDRV_EINVAL,		/* an index or a count outside of its structure */
 	UDRV_ETRANSPORT,	/* this transport cannot carry the command */
 	UDRV_EREADONLY,		/* a write to what was not checked for use, or is open for reading */
+	UDRV_EAGAIN,		/* not done yet: see lane.h */
 };
 
 enum udrv_tracker_state {
@@ -317,12 +318,14 @@ int udrv_qp_submit(struct udrv_qp *qp, const struct udrv_batch *batch, uint32_t 
 
 /*
  * Submit one command as it is, but for CID and PRPs, which are filled in: admin commands, and
- * whatever the batch path does not carry. `len` bytes of data at `iova`, or 0 for none.
+ * whatever the batch path does not carry. `len` bytes of data at `iova`, or 0 for none, which is
+ * `offset` bytes into the slot's buffer.
  * Return: 1, or -UDRV_E* (-UDRV_EFULL if no command id is free, -UDRV_EINVAL if commands of the
- * slot are in flight with another namespace or buffer).
+ * slot are in flight with another buffer).
  */
 int udrv_qp_submit_raw(struct udrv_qp *qp, const struct nvme_sqe *sqe, uint64_t iova, uint32_t len,
-		       uint32_t pool_id, uint64_t pool_offset, uint16_t slot, uint64_t user_data);
+		       uint32_t pool_id, uint64_t pool_offset, uint64_t offset, uint16_t slot,
+		       uint64_t user_data);
 
 /*
  * Consume completions that are there, at most max, into out[first ...], and tell the device once.

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * lane.h - one command at a time on a queue, in one call: submit, wait, reap.
+ *
+ * What a blocking read from Python costs is mostly Python, so all that does not change from call to
+ * call lies ready: the queue, its slot, the row of the completion. Works on any transport's queue.
+ *
+ * A lane is free, running (a thread is inside of a call), pending (its command takes long: the
+ * thread left with -UDRV_EAGAIN, keeps the queue, and comes back) or lent (its queue is used by
+ * other calls meanwhile). Nobody waits here for another thread: the answer is -UDRV_EBUSY.
+ */
+#ifndef UDRV_LANE_H
+#define UDRV_LANE_H
+
+#include <udrv/queue.h>
+
+struct udrv_lane {
+	struct udrv_queue queue;
+	struct udrv_batch batch;
+	struct udrv_command command;
+	struct udrv_completions out;
+	struct udrv_completion done;
+	uint64_t spin_ns;	/* of each wait, as in wait.h */
+	uint64_t slice_ns;	/* the longest wait of one call */
+	uint64_t serial;
+	uint64_t holder;	/* pthread_self() of the thread that left it pending, or 0 */
+	uint32_t lent;
+	uint32_t __reserved;
+};
+
+/* Make a lane of a queue and a slot of it. `slot` may be changed while the lane is lent or held. */
+void udrv_lane_init(struct udrv_lane *lane, const struct udrv_queue *queue, uint16_t slot,
+		    uint64_t spin_ns, uint64_t slice_ns);
+
+/*
+ * Run one command: `opcode` with CDW12 31:16 in its bits 31:16, `nlb` blocks from `slba`, data from
+ * the buffer's first byte on. Namespace and buffer are those of `target`; its rows and slot are not
+ * used.
+ * Return: the status of its completion (0 is success; `done` is the rest of it); -UDRV_E*, after
+ * which the lane is pending if the thread is its holder, and nothing is in flight if it is not.
+ * -UDRV_EAGAIN is pending: call udrv_lane_wait(), or give up.
+ */
+int udrv_lane_run(struct udrv_lane *lane, const struct udrv_batch *target, uint32_t opcode,
+		  uint64_t slba, uint32_t nlb);
+
+/* Wait on, by the thread that holds it. Return: as udrv_lane_run(). */
+int udrv_lane_wait(struct udrv_lane *lane);
+
+/*
+ * Let go of a pending lane, by its holder, with the command in flight: `slot` is for the next
+ * command, and the caller puts the old one into quarantine. Return: the old slot, or -UDRV_E*.
+ */
+int udrv_lane_give_up(struct udrv_lane *lane, uint16_t slot);
+
+/* Lend the queue out (1) or take it back (0). Return: 0, or -UDRV_E* (-UDRV_EBUSY: not free). */
+int udrv_lane_lend(struct udrv_lane *lane, int lent);
+
+#endif /* UDRV_LANE_H */
