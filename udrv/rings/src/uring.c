@@ -319,15 +319,13 @@ int udrv_uring_cancel_all(struct udrv_uring *u, int sync)
 		.flags = IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL,
 		/* a timeout of 0: what cannot be cancelled at once completes later */
 	};
-	struct timespec pause = { .tv_nsec = 50000 };
-	int i, ret = uring_enter(u);
+	int ret = uring_enter(u);
 
 	if (ret)
 		return ret;
-	/* what a polling thread has not taken yet cannot be found: 100 ms for it */
-	for (i = 0; i < 2000 && u->ring.flags & IORING_SETUP_SQPOLL &&
-	     io_uring_sq_ready(&u->ring) > uring_unsubmitted(u); i++)
-		nanosleep(&pause, NULL);
+	/* what a polling thread has not taken yet cannot be found */
+	if (u->ring.flags & IORING_SETUP_SQPOLL)
+		uring_await_thread(u, 1);
 	ret = sync ? io_uring_register_sync_cancel(&u->ring, &reg) : -EINVAL;
 	if (ret == -EINVAL)
 		ret = cancel_each(u);

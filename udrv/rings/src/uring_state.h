@@ -6,6 +6,7 @@
 #define UDRV_URING_STATE_H
 
 #include <string.h>
+#include <time.h>
 
 #include <udrv/uring.h>
 
@@ -75,16 +76,27 @@ static inline int uring_release(struct udrv_uring *u, uint64_t token)
 	return 1;
 }
 
-/*
- * Free SQEs. A polling thread takes submissions in its own time: if all of them are its, wait until
- * it has taken one (5.10; before, the queue is just full).
- */
+/* A polling thread takes submissions in its own time: 100 ms for it to take one, or all. */
+static inline void uring_await_thread(struct udrv_uring *u, int all)
+{
+	struct timespec pause = { .tv_nsec = 50000 };
+	int i;
+
+	for (i = 0; i < 2000; i++) {
+		if (io_uring_sq_ready(&u->ring) == uring_unsubmitted(u) ||
+		    (!all && io_uring_sq_space_left(&u->ring)))
+			return;
+		nanosleep(&pause, NULL);
+	}
+}
+
+/* Free SQEs; those that a polling thread was given and has not taken yet are waited for. */
 static inline uint32_t uring_space(struct udrv_uring *u)
 {
 	uint32_t space = io_uring_sq_space_left(&u->ring);
 
-	if (unlikely(!space && !uring_unsubmitted(u))) {
-		io_uring_sqring_wait(&u->ring);
+	if (unlikely(!space && u->ring.flags & IORING_SETUP_SQPOLL)) {
+		uring_await_thread(u, 0);
 		space = io_uring_sq_space_left(&u->ring);
 	}
 	return space;
