@@ -7,6 +7,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "uring_qp_priv.h"
@@ -187,10 +188,10 @@ int udrv_uring_qp_init(struct udrv_uring_qp *qp, const struct udrv_uring_config 
 
 int udrv_uring_qp_enable(struct udrv_uring_qp *qp)
 {
-	int ret = io_uring_enable_rings(&qp->ring);
-
-	if (ret)
-		return ret;
+	/* io_uring_enable_rings(), which liburing.so 2.3 forgets to export */
+	if (syscall(__NR_io_uring_register, qp->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL,
+		    0) < 0)
+		return -errno;
 	qp->disabled = 0;
 	/* an index instead of a descriptor: this thread's, as all calls are; without it all works */
 	if (io_uring_register_ring_fd(&qp->ring) == 1) {
