@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 from udrv import pci
 from udrv.errors import TargetError
@@ -47,14 +48,10 @@ def _open_soft(rest: str, bind: bool, resources: ExitStack) -> Device:
     return from_socket(process.socket, f"soft:{rest}")
 
 
-def _open_kernel(
-    target: str, queues: int, entries: int, interrupts: bool, ledger: Ledger | None
-) -> Controller:
+def _open_kernel(target: str, ledger: Ledger | None, **how: Any) -> Controller:
     from udrv.nvme.kernel import open_kernel
 
-    return Controller(
-        open_kernel(target, ledger=ledger), queues=queues, entries=entries, interrupts=interrupts
-    )
+    return Controller(open_kernel(target, ledger=ledger), **how)
 
 
 _SCHEMES: dict[str, _Opener] = {
@@ -71,6 +68,7 @@ def open(
     queues: int = DEFAULT_QUEUES,
     entries: int = DEFAULT_ENTRIES,
     interrupts: bool = True,
+    wait: str = "poll",
     ledger: Ledger | None = None,
     shadow_doorbells: bool = True,
 ) -> Controller:
@@ -96,6 +94,8 @@ def open(
     queues: I/O queues to ask for, 1 to 65535.
     entries: default slots of a queue, 2 to 65535.
     interrupts: arm MSI-X, so that queues with interrupts can be made.
+    wait: how blocking calls wait for their commands: "poll" (a CPU is busy meanwhile), "interrupt"
+        (asleep) or "hybrid" (poll for as long as the waits before make worth while, then sleep).
     ledger: is told of DMA memory before it is mapped.
     shadow_doorbells: where the controller has Doorbell Buffer Config, tell it of commands through
         memory, and write its registers only when it asks for that.
@@ -110,7 +110,9 @@ def open(
     if target.startswith("/"):
         if bind:
             raise TargetError(f"bind=True fits pci: targets only, not {target!r}")
-        return _open_kernel(target, queues, entries, interrupts, ledger)
+        return _open_kernel(
+            target, ledger, queues=queues, entries=entries, interrupts=interrupts, wait=wait
+        )
     scheme, colon, rest = target.partition(":")
     opener = _SCHEMES.get(scheme) if colon else None
     if opener is None:
@@ -130,6 +132,7 @@ def open(
             queues=queues,
             entries=entries,
             interrupts=interrupts,
+            wait=wait,
             check_memlock=device.transport == "vfio",
             ledger=ledger,
             shadow_doorbells=shadow_doorbells,

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from udrv.bench import BenchConfig, to_fio
 from udrv.bench.config import PATTERNS, parse_seconds
-from udrv.bench.job import SPIN_ONLY, BadData, Process, aligned_new
+from udrv.bench.job import HYBRID, SPIN_ONLY, BadData, Process, aligned_new
 from udrv.bench.result import (
     PERCENTILES,
     OpenLoop,
@@ -90,6 +90,7 @@ def test_words_mean_what_they_mean_to_fio() -> None:
     assert spec(wait="poll").spin_ns == SPIN_ONLY
     assert spec(wait="interrupt").spin_ns == 0
     assert spec(wait="hybrid", spin_ns=7000).spin_ns == 7000
+    assert spec(wait="hybrid").spin_ns == HYBRID
     assert spec(rate_iops=100.0).process is Process.LINEAR
     assert spec(rate_iops=100.0, rate_process="poisson").process is Process.POISSON
     assert spec().runtime_ns == 5_000_000_000

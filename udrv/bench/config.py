@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from udrv.bench.job import SPIN_ONLY, Process, Spec
+from udrv.bench.job import HYBRID, SPIN_ONLY, Process, Spec
 from udrv.core import lib
 from udrv.errors import (
     AlignmentError,
@@ -77,7 +77,8 @@ class BenchConfig:
     rate_iops: commands a second of each job, reads and writes together: an open loop.
     rate_process: "linear" (equal spacing) or "poisson".
     nsid: namespace.
-    wait: "poll", "interrupt" (sleep on the eventfd) or "hybrid" (poll `spin_ns`, then sleep).
+    wait: "poll", "interrupt" (sleep on the eventfd) or "hybrid" (poll `spin_ns`, None for as
+        long as the waits before make worth while, then sleep).
     max_errors: stop after so many failed commands, 0 never. (fio: 1, unless continue_on_error.)
     timeout: seconds without any completion after which the device is given up.
     """
@@ -97,7 +98,7 @@ class BenchConfig:
     rate_process: str = "linear"
     nsid: int = 1
     wait: str = "poll"
-    spin_ns: int = 50_000
+    spin_ns: int | None = None
     max_errors: int = 1
     timeout: float = 30.0
 
@@ -121,7 +122,7 @@ class BenchConfig:
             ("number of I/Os", self.number_ios, 1, (1 << 63) - 1),
             ("seed", self.seed, 0, (1 << 64) - 1),
             ("rate in IOPS:", self.rate_iops, 1e-3, 10**9),
-            ("spin time in ns:", self.spin_ns, 1, 10**9),
+            ("spin time in ns:", 1 if self.spin_ns is None else self.spin_ns, 1, 10**9),
             ("max_errors", self.max_errors, 0, (1 << 63) - 1),
             ("timeout in seconds:", self.timeout, 1e-3, 10**6),
         ):
@@ -228,7 +229,11 @@ class BenchConfig:
             max_ios=max_ios,
             max_errors=self.max_errors,
             timeout_ns=round(self.timeout * 1e9),
-            spin_ns={"poll": SPIN_ONLY, "interrupt": 0, "hybrid": self.spin_ns}[self.wait],
+            spin_ns={
+                "poll": SPIN_ONLY,
+                "interrupt": 0,
+                "hybrid": HYBRID if self.spin_ns is None else self.spin_ns,
+            }[self.wait],
             process=process,
             rate_iops=self.rate_iops or 0.0,
             verify=self.verify,

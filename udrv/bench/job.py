@@ -16,6 +16,8 @@ from udrv.errors import InvalidRequestError
 
 #: Polls and never sleeps, as `Spec.spin_ns`.
 SPIN_ONLY: int = lib.UDRV_SPIN_ONLY
+#: Polls for as long as the waits before make worth while, then sleeps.
+HYBRID: int = lib.UDRV_SPIN_MEASURED
 
 
 class Process(IntEnum):

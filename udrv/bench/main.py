@@ -81,7 +81,7 @@ def run_command(
     rate_process: options.RateProcess = "linear",
     nsid: options.Nsid = 1,
     wait: options.Wait = "poll",
-    spin: options.Spin = "50us",
+    spin: options.Spin = "auto",
     max_errors: options.MaxErrors = 1,
     timeout: options.Timeout = "30",
     bind: Annotated[
@@ -188,7 +188,7 @@ def compare_command(
     rate_process: options.RateProcess = "linear",
     nsid: options.Nsid = 1,
     wait: options.Wait = "poll",
-    spin: options.Spin = "50us",
+    spin: options.Spin = "auto",
     max_errors: options.MaxErrors = 1,
     timeout: options.Timeout = "30",
     bind: Annotated[

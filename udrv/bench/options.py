@@ -66,7 +66,12 @@ Wait = Annotated[
     str, typer.Option("--wait", help="How to wait for completions: " + " | ".join(WAITS))
 ]
 Spin = Annotated[
-    str, typer.Option("--spin", metavar="TIME", help="How long hybrid polls before it sleeps.")
+    str,
+    typer.Option(
+        "--spin",
+        metavar="TIME",
+        help="How long hybrid polls before it sleeps; auto: as earlier waits suggest.",
+    ),
 ]
 MaxErrors = Annotated[
     int, typer.Option("--max-errors", help="Stop after so many failed I/Os; 0: never.")
@@ -101,7 +106,7 @@ def config_of(
         rate_process=rate_process,
         nsid=nsid,
         wait=wait,
-        spin_ns=round(parse_seconds(spin) * 1e9),
+        spin_ns=None if spin == "auto" else round(parse_seconds(spin) * 1e9),
         max_errors=max_errors,
         timeout=parse_seconds(timeout),
     )

@@ -89,7 +89,7 @@ def describe_host() -> Host:
 
 
 def describe(
-    controller: Controller, namespace: Namespace, *, wait: str, spin_ns: int, entries: int,
+    controller: Controller, namespace: Namespace, *, wait: str, spin_ns: int | None, entries: int,
     queues: int,
 ) -> Setup:
     """Return the set-up of a run on this namespace."""

@@ -56,6 +56,8 @@ def _setup(result: BenchResult) -> Iterator[str]:
         + ("to the end" if config.size is None else format_size(config.size))
     )
     spin = f" (polls {format_ns(setup.spin_ns)}, then sleeps)" if setup.spin_ns else ""
+    if setup.wait == "hybrid" and not setup.spin_ns:
+        spin = " (polls as long as it pays, then sleeps)"
     yield (
         f"  driven     over {setup.transport}, {_WAITS[setup.wait]}{spin}, {setup.queues} "
         f"queue{'s' * (setup.queues > 1)} of {setup.queue_entries} entries"

@@ -77,6 +77,8 @@ class FFI:
         self, cdecl: Literal["struct udrv_queue_ops *"], init: Any = ..., /,
     ) -> struct_udrv_queue_ops: ...
     @overload
+    def new(self, cdecl: Literal["struct udrv_spin *"], init: Any = ..., /) -> struct_udrv_spin: ...
+    @overload
     def new(self, cdecl: Any, init: Any = ..., /) -> Any: ...
     @overload
     def cast(self, cdecl: Literal["struct nvme_sqe *"], value: Any, /) -> struct_nvme_sqe: ...
@@ -132,6 +134,8 @@ class FFI:
     def cast(
         self, cdecl: Literal["struct udrv_queue_ops *"], value: Any, /,
     ) -> struct_udrv_queue_ops: ...
+    @overload
+    def cast(self, cdecl: Literal["struct udrv_spin *"], value: Any, /) -> struct_udrv_spin: ...
     @overload
     def cast(self, cdecl: Any, value: Any, /) -> Any: ...
     def addressof(self, cdata: Any, /, *field_or_index: str | int) -> Any: ...
@@ -339,6 +343,9 @@ class struct_udrv_queue:
 
 class struct_udrv_queue_ops: ...
 
+class struct_udrv_spin:
+    mean_ns: int
+
 class Lib:
     IOMMU_DESTROY: Final[int]
     IOMMU_IOAS_ALLOC: Final[int]
@@ -382,6 +389,9 @@ class Lib:
     UDRV_QP_PRP_MAX_TRANSFER: Final[int]
     UDRV_QP_SLOTS: Final[int]
     UDRV_QP_UNTIMED: Final[int]
+    UDRV_SPIN_LEAST_NS: Final[int]
+    UDRV_SPIN_MEASURED: Final[int]
+    UDRV_SPIN_MOST_NS: Final[int]
     UDRV_SPIN_ONLY: Final[int]
     VFIO_API_VERSION: Final[int]
     VFIO_CHECK_EXTENSION: Final[int]
@@ -483,3 +493,5 @@ class Lib:
         self, qp: struct_udrv_qp, out: struct_udrv_completions, min: int, max: int, timeout_ns: int,
         spin_ns: int, /,
     ) -> int: ...
+    def udrv_spin_budget(self, s: struct_udrv_spin, spin_ns: int, /) -> int: ...
+    def udrv_spin_observe(self, s: struct_udrv_spin, waited_ns: int, /) -> None: ...

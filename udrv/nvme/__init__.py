@@ -5,11 +5,13 @@ from udrv.nvme.batch import FLUSH, FUA, LIMITED_RETRY, READ, WRITE, Batch, Compl
 from udrv.nvme.controller import Controller
 from udrv.nvme.lifecycle import State
 from udrv.nvme.namespace import Namespace
+from udrv.nvme.pair import HYBRID
 from udrv.nvme.queue import Queue
 
 __all__ = [
     "FLUSH",
     "FUA",
+    "HYBRID",
     "LIMITED_RETRY",
     "READ",
     "WRITE",

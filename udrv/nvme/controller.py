@@ -27,6 +27,7 @@ from udrv.nvme.lane import Lane
 from udrv.nvme.leases import Lease, Leases
 from udrv.nvme.lifecycle import State
 from udrv.nvme.namespace import Namespace
+from udrv.nvme.pair import HYBRID
 from udrv.nvme.queue import Queue
 from udrv.nvme.spec import command
 from udrv.nvme.spec.identify import IdentifyController
@@ -37,6 +38,8 @@ from udrv.vfio.device import Device
 
 DEFAULT_ENTRIES = 256
 DEFAULT_QUEUES = 16
+
+WAITS = ("poll", "interrupt", "hybrid")
 
 #: Slots of the queues that blocking calls share.
 _LEASED_ENTRIES = 64
@@ -57,6 +60,8 @@ class Controller:
     queues: I/O queues to ask the controller for, 1 to 65535; it may grant fewer (`max_queues`).
     entries: slots of a queue's rings where `create_queue` names none; CAP.MQES may say fewer.
     interrupts: arm MSI-X vectors, so that queues with `interrupt=True` can be made.
+    wait: how blocking calls wait: "poll", "interrupt" (asleep) or "hybrid" (poll for as long as the
+        waits before make worth while, then sleep).
     check_memlock: look at RLIMIT_MEMLOCK before mapping (the kernel's VFIO); not for a `Backend`.
     ledger: is told of DMA memory; None for none; not for a `Backend`.
     shadow_doorbells: use Doorbell Buffer Config where there is one; not for a `Backend`.
@@ -79,6 +84,7 @@ class Controller:
         queues: int = DEFAULT_QUEUES,
         entries: int = DEFAULT_ENTRIES,
         interrupts: bool = True,
+        wait: str = "poll",
         check_memlock: bool = False,
         ledger: Ledger | None = None,
         shadow_doorbells: bool = True,
@@ -104,7 +110,11 @@ class Controller:
         self._queues: dict[int, Queue] = {}
         self._leases = Leases(
             lock=self._lock,
-            make=lambda: self.create_queue(entries=min(_LEASED_ENTRIES, self.default_entries)),
+            make=lambda: self.create_queue(
+                entries=min(_LEASED_ENTRIES, self.default_entries),
+                interrupt=wait != "poll",
+                spin_ns=HYBRID if wait == "hybrid" else 0,
+            ),
             free=lambda: self.max_queues - len(self._queues),
             check=lambda: self._ready().require_ready(),
         )
@@ -122,6 +132,10 @@ class Controller:
         self.max_queues = 0
         try:
             queues, entries = integer(queues, "queues ="), integer(entries, "entries =")
+            if wait not in WAITS:
+                raise InvalidRequestError(
+                    f"wait={wait!r}", device=self.target, mend=f"one of {', '.join(WAITS)}"
+                )
             if not 1 <= queues <= 65535 or not 2 <= entries <= 65535:
                 raise InvalidRequestError(
                     f"{queues} queues of {entries} entries",
@@ -273,7 +287,12 @@ class Controller:
         return self.memory.alloc(nbytes, align=align, zero=zero)
 
     def create_queue(
-        self, *, entries: int | None = None, interrupt: bool = False, one_thread: bool = False
+        self,
+        *,
+        entries: int | None = None,
+        interrupt: bool = False,
+        spin_ns: int = 0,
+        one_thread: bool = False,
     ) -> Queue:
         """Create an I/O queue pair on the device.
 
@@ -281,6 +300,8 @@ class Controller:
         ----------
         entries: slots of each ring, 2 to `max_queue_entries`; `entries - 1` commands fit.
         interrupt: completions raise an MSI-X interrupt, so that a waiter can sleep.
+        spin_ns: with an interrupt, how long a wait polls before it sleeps: nanoseconds, or `HYBRID`
+            of `udrv.nvme` for as long as the waits before make worth while.
         one_thread: a promise that only one thread will submit and reap, the first one to submit:
             cheaper over io_uring, and kept by the kernel (`QueueBusyError`).
 
@@ -303,11 +324,11 @@ class Controller:
                     device=self.target,
                     mend="close one, or open the controller with queues=N (it may grant fewer)",
                 )
-            return self._create(qid, entries, interrupt, one_thread)
+            pair = backend.make_pair(qid, entries, interrupt, one_thread=one_thread)
+            return self._attach(qid, Queue(self, pair, spin_ns))
 
-    def _create(self, qid: int, entries: int, interrupt: bool, one_thread: bool) -> Queue:
-        pair = self._backend.make_pair(qid, entries, interrupt, one_thread=one_thread)
-        queue = Queue(self, pair)
+    def _attach(self, qid: int, queue: Queue) -> Queue:
+        pair = queue.pair
         # registered before the device knows of it: what fails here without an answer (a time-out)
         # leaves the memory to close(), which frees it when the controller was disabled
         self._queues[qid] = queue

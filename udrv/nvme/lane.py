@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from udrv.core import ffi, lib
 from udrv.errors import CommandTimeoutError, InvalidRequestError, UdrvError
 from udrv.memory import Buffer
-from udrv.nvme.pair import SPIN_ONLY, WAIT_SLICE_NS
+from udrv.nvme.pair import WAIT_SLICE_NS
 from udrv.units import seconds
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ class Lane:
         self.queue = queue
         self.number = number
         self.c = ffi.new("struct udrv_lane *")
-        lib.udrv_lane_init(self.c, queue.pair.loop_c, queue.take_slot(), SPIN_ONLY, WAIT_SLICE_NS)
+        lib.udrv_lane_init(
+            self.c, queue.pair.loop_c, queue.take_slot(), queue.spin_ns, WAIT_SLICE_NS
+        )
 
     def lend(self) -> bool:
         """Keep `run` out until `take_back`; False while a thread is inside."""

@@ -50,6 +50,8 @@ WAIT_SLICE_NS = 100_000_000
 CLOSE_SECONDS = 10.0
 
 SPIN_ONLY = int(lib.UDRV_SPIN_ONLY)
+#: Poll for as long as the waits before make worth while, then sleep (see spin.h of the core).
+HYBRID = int(lib.UDRV_SPIN_MEASURED)
 MAX_SLOTS = int(lib.UDRV_QP_SLOTS)
 PRP_MAX_TRANSFER = int(lib.UDRV_QP_PRP_MAX_TRANSFER)
 

@@ -64,9 +64,11 @@ class Queue:
     qid: 1 to 65535.        entries: slots of each ring.
     depth: commands that fit, `entries - 1`.
     interrupt: whether completions raise an interrupt (else they are polled for).
+    spin_ns: nanoseconds that a wait polls before it sleeps: 0, `HYBRID` (as long as the waits
+        before make worth while) or any number; without an interrupt it polls for ever.
     """
 
-    def __init__(self, owner: QueueOwner, pair: Pair) -> None:
+    def __init__(self, owner: QueueOwner, pair: Pair, spin_ns: int = 0) -> None:
         self._owner = owner
         self._pair = pair
         self._c = pair.c
@@ -85,6 +87,7 @@ class Queue:
         self.entries = pair.entries
         self.depth = pair.depth
         self.interrupt = pair.eventfd >= 0
+        self.spin_ns = spin_ns if self.interrupt else SPIN_ONLY
 
     # --- slots: who holds which buffer -----------------------------------------------------
 
@@ -271,8 +274,7 @@ class Queue:
         Parameters
         ----------
         timeout: seconds, None for no limit. When it runs out, what came is returned.
-        spin_ns: how long to poll before sleeping on the interrupt. None: for ever on a polled
-            queue, not at all on one with an interrupt; anything between is hybrid.
+        spin_ns: how long to poll before sleeping on the interrupt; None: as the queue's `spin_ns`.
 
         Returns views that the next reap of this queue overwrites: copy what you keep. Raises
         `DeviceGoneError` or `ControllerFatalError` when that is why nothing comes.
@@ -290,7 +292,7 @@ class Queue:
             want = min(minimum, limit, got + self._pair.inflight)
             if got < want:
                 if spin_ns is None:
-                    spin_ns = 0 if self.interrupt else SPIN_ONLY
+                    spin_ns = self.spin_ns
                 got = self._wait_more(got, want, limit, timeout, spin_ns)
         if self._dropped:
             with self._lock:

@@ -50,6 +50,7 @@ static uint64_t patience(const struct udrv_qp *qp, uint64_t now, uint64_t left)
 int __udrv_qp_wait(struct udrv_qp *qp, const struct udrv_completions *out, uint32_t min,
 		   uint32_t max, uint64_t timeout_ns, uint64_t spin_ns)
 {
+	const int measured = spin_ns == UDRV_SPIN_MEASURED;
 	uint64_t start = udrv_monotonic_ns(), last = start;
 	uint32_t n = 0, round = 0;
 
@@ -65,6 +66,11 @@ int __udrv_qp_wait(struct udrv_qp *qp, const struct udrv_completions *out, uint3
 		if (unlikely(ret < 0))
 			return ret;
 		n += (uint32_t)ret;
+		if (measured) {
+			if (ret && min)
+				udrv_spin_observe(&qp->spin, udrv_monotonic_ns() - last);
+			spin_ns = udrv_spin_budget(&qp->spin, UDRV_SPIN_MEASURED);
+		}
 		if (n >= min)
 			return (int)n;
 		if (!ret && spin_ns && ++round % SPIN_ROUNDS) {

@@ -54,6 +54,7 @@ int udrv_uring_qp_call(struct udrv_uring_qp *qp, uint32_t min, uint64_t timeout_
 int __udrv_uring_qp_wait(struct udrv_uring_qp *qp, const struct udrv_completions *out,
 			 uint32_t min, uint32_t max, uint64_t timeout_ns, uint64_t spin_ns)
 {
+	const int measured = spin_ns == UDRV_SPIN_MEASURED;
 	uint64_t start = udrv_monotonic_ns(), last = start;
 	uint32_t n = 0, round = 0;
 
@@ -76,6 +77,11 @@ int __udrv_uring_qp_wait(struct udrv_uring_qp *qp, const struct udrv_completions
 				return ret;
 		}
 		n += (uint32_t)ret;
+		if (measured) {
+			if (ret && min)
+				udrv_spin_observe(&qp->spin, udrv_monotonic_ns() - last);
+			spin_ns = udrv_spin_budget(&qp->spin, UDRV_SPIN_MEASURED);
+		}
 		if (n >= min)
 			return (int)n;
 		if (!ret && spin_ns && ++round % SPIN_ROUNDS) {

@@ -27,6 +27,7 @@
 #include <udrv/compiler.h>
 #include <udrv/doorbell.h>
 #include <udrv/nvme.h>
+#include <udrv/spin.h>
 
 /* Errors, returned negated. Above the errno range, so that neither is taken for the other. */
 enum udrv_qp_error {
@@ -186,6 +187,7 @@ struct udrv_qp {
 	/* of waits: CLOCK_MONOTONIC */
 	uint64_t waited_until __cacheline_aligned;	/* the last look at the clock */
 	uint64_t silent_since;		/* nothing was waited for and came since */
+	struct udrv_spin spin;
 	uint64_t ring_after_ns;		/* UDRV_RING_AFTER_NS; tests have others */
 };
 static_assert(offsetof(struct udrv_qp, owner) == UDRV_CACHELINE &&

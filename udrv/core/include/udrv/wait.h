@@ -8,13 +8,13 @@
 #define UDRV_WAIT_H
 
 #include <udrv/qp.h>
-
-#define UDRV_SPIN_ONLY UINT64_MAX
+#include <udrv/spin.h>
 
 /*
  * Reap at least min and at most max completions into out[0 ...], for at most timeout_ns. Spins for
  * spin_ns after the last completion, then sleeps on the pair's eventfd if it has one; spins on if
- * it has none. spin_ns = 0 sleeps at once, UDRV_SPIN_ONLY never; a poller that has seen nothing for
+ * it has none. spin_ns = 0 sleeps at once, UDRV_SPIN_ONLY never, UDRV_SPIN_MEASURED after what the
+ * waits before say; a poller that has seen nothing for
  * 100 us yields its CPU between looks.
  * Return: how many were delivered (less than min when the time ran out), or -UDRV_E* (-UDRV_EINVAL
  * for min > max: there would never be enough), or -errno of ppoll().

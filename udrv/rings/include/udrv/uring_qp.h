@@ -117,6 +117,7 @@ struct udrv_uring_qp {
 
 	struct io_uring ring;
 	uint32_t setup_flags;	/* as the kernel accepted them */
+	struct udrv_spin spin;	/* of waits */
 	uint32_t slot_inflight[UDRV_QP_SLOTS];
 };
 
