@@ -105,7 +105,8 @@ class NullBackend(Backend):
         return decode_id_ns(bytes(data))
 
     def make_pair(
-        self, qid: int, entries: int, interrupt: bool, *, one_thread: bool = False
+        self, qid: int, entries: int, interrupt: bool, *, one_thread: bool = False,
+        timestamps: bool = True,
     ) -> Pair:
         pair = NullPair(
             device=self.target, memory=self.memory, state=self._state, qid=qid, entries=entries,

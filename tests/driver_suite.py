@@ -356,6 +356,16 @@ class DriverSuite(AsyncSuite):
             used.add(ctrl.memory.used_bytes)
         assert len(used) == 1, "each round gives back all that it took"
 
+    def test_a_queue_without_timestamps(self, ctrl: Controller, ns: Namespace) -> None:
+        with ctrl.create_queue(timestamps=False) as queue:
+            batch = queue.batch(4, namespace=ns, buffer=ctrl.alloc(ns.lba_size))
+            for _ in range(3):
+                queue.submit(batch)
+                reaped = queue.reap(4, timeout=20)
+                assert not reaped.status.any() and len(reaped) == 4
+                if ctrl.transport.startswith("vfio"):
+                    assert not reaped.latency_ns.any()
+
     def test_queue_sizes_out_of_range(self, ctrl: Controller) -> None:
         for entries in (-1, 0, 1, ctrl.max_queue_entries + 1):
             with pytest.raises(errors.InvalidRequestError, match="entries"):

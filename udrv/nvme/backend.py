@@ -170,9 +170,13 @@ class Backend(ABC):
 
     @abstractmethod
     def make_pair(
-        self, qid: int, entries: int, interrupt: bool, *, one_thread: bool = False
+        self, qid: int, entries: int, interrupt: bool, *, one_thread: bool = False,
+        timestamps: bool = True,
     ) -> Pair:
-        """Memory and handle of a queue that the device does not know of yet."""
+        """Memory and handle of a queue that the device does not know of yet.
+
+        See `Controller.create_queue`; what a transport has no use for, it leaves.
+        """
 
     @abstractmethod
     def attach(self, pair: Pair) -> None:

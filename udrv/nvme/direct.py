@@ -164,7 +164,8 @@ class DirectBackend(Backend):
         return decode_id_ns(data)
 
     def make_pair(
-        self, qid: int, entries: int, interrupt: bool, *, one_thread: bool = False
+        self, qid: int, entries: int, interrupt: bool, *, one_thread: bool = False,
+        timestamps: bool = True,
     ) -> Pair:
         assert self._registers is not None and self._vectors is not None  # noqa: S101 - READY
         return QueuePair(
@@ -178,6 +179,7 @@ class DirectBackend(Backend):
             shadow=self.shadow.entry(qid) if self.shadow is not None else None,
             eventfd=self._vectors.eventfd(qid) if interrupt else -1,
             tables=self._tables,
+            timestamps=timestamps,
         )
 
     def attach(self, pair: Pair) -> None:

@@ -364,7 +364,8 @@ class KernelBackend(Backend):
     # --- queues -----------------------------------------------------------------------------
 
     def make_pair(
-        self, qid: int, entries: int, interrupt: bool, *, one_thread: bool = False
+        self, qid: int, entries: int, interrupt: bool, *, one_thread: bool = False,
+        timestamps: bool = True,
     ) -> Pair:
         pair = UringPair(
             self, qid=qid, entries=entries, interrupt=interrupt, one_thread=one_thread,

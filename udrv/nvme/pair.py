@@ -148,6 +148,7 @@ class QueuePair:
     shadow: their places in the shadow doorbell buffer, None without one.
     eventfd: of the interrupt vector, or -1 for a polled queue.
     tables: PRP lists of the memory's pools; None: each command writes its own.
+    timestamps: take the time of each command; without, its latency is 0.
     """
 
     def __init__(
@@ -163,6 +164,7 @@ class QueuePair:
         shadow: ShadowEntry | None = None,
         eventfd: int = -1,
         tables: PrpTables | None = None,
+        timestamps: bool = True,
     ) -> None:
         entries = operator.index(entries)  # a numpy uint16 would overflow in the sizes below
         self.device = device
@@ -192,6 +194,7 @@ class QueuePair:
             config.entries = entries
             config.eventfd = eventfd
             config.max_transfer = self.max_transfer
+            config.flags = 0 if timestamps else int(lib.UDRV_QP_UNTIMED)
             config.shared = ffi.cast("void *", shared.address)
             config.sq = ffi.cast("void *", sq.address)
             config.cq = ffi.cast("void *", cq.address)
