@@ -280,7 +280,7 @@ def test_fios_job_is_ours() -> None:
     )
     words = fio.fio_words(config, "/dev/ng0n1", ["--ioengine=io_uring_cmd", "--cmd_type=nvme"])
     for word in ("--rw=randrw", "--rwmixread=70", "--bs=8192", "--iodepth=16", "--numjobs=2",
-                 "--group_reporting", "--direct=1", "--norandommap", "--randseed=9",
+                 "--group_reporting", "--norandommap", "--randseed=9",
                  "--time_based", "--runtime=1500000us", f"--size={1 << 30}", "--offset=4096",
                  "--rate_iops=700,300", "--rate_process=poisson", "--cmd_type=nvme"):  # fmt: skip
         assert word in words
@@ -364,12 +364,12 @@ def test_more_that_is_refused() -> None:
 
 
 def test_cases_have_labels_of_their_own() -> None:
-    made = make_cases(["soft:", "soft:", "/dev/ng0n1", "/dev/ng0n1"], with_fio=True)
+    made = make_cases(["soft:", "soft:", "/dev/ng0n1", "/dev/ng0n1?iopoll=1"], with_fio=True)
     labels = [case.label for case in made]
-    assert labels[:4] == ["soft:", "soft: #2", "/dev/ng0n1", "/dev/ng0n1 #2"]
-    assert len(labels) == 5, "fio once for a node"
-    assert made[4].fio
+    assert labels[:4] == ["soft:", "soft: #2", "/dev/ng0n1", "/dev/ng0n1?iopoll=1"]
+    assert [case.fio for case in made] == [False] * 4 + [True] * 2
     assert labels[4].endswith(" /dev/ng0n1")
+    assert len(make_cases(["/dev/ng0n1"] * 2, with_fio=True)) == 3, "fio once for a target"
 
 
 def test_an_open_loop_is_compared_from_the_intended_start_unless_fio_takes_part() -> None:

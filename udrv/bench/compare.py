@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from udrv.bench.config import BenchConfig
-from udrv.bench.fio import fio_version, is_kernel_node, node_serial, run_fio
+from udrv.bench.fio import fio_version, is_kernel_node, node_path, node_serial, run_fio
 from udrv.bench.fio_json import to_fio
 from udrv.bench.load import from_document
 from udrv.bench.measured import Measured, Ratio, figures_of
@@ -153,7 +153,9 @@ def make_cases(
                 "well, so that the drive goes to and fro between the drivers",
             )
         version = fio_version()
-        cases += [Case(label(f"{version} {n}"), True, owners[n].measure_fio) for n in nodes]
+        cases += [
+            Case(label(f"{version} {node}"), True, owners[node].measure_fio) for node in nodes
+        ]
     return tuple(cases)
 
 
@@ -165,6 +167,7 @@ class _Owner:
         rebinds: bool, figure: str,
     ) -> None:
         self.target = target
+        self.node = node_path(target)
         self.figure = figure
         self.targets = targets
         self.i_mean = i_mean
@@ -211,7 +214,7 @@ class _Owner:
     def measure_fio(self, config: BenchConfig) -> Measured:
         """Run the job with fio; after `measure`, which asks for `i_mean` and learns the drive."""
         self._wait_for_node()
-        serial = node_serial(self.target)
+        serial = node_serial(self.node)
         if serial is not None or config.writes:
             self._same_drive(serial)
         try:
@@ -234,7 +237,7 @@ class _Owner:
         if not (self.rebinds and is_kernel_node(self.target)):
             return
         until = time.monotonic() + _NODE_SECONDS
-        while not Path(self.target).exists() and time.monotonic() < until:
+        while not Path(self.node).exists() and time.monotonic() < until:
             time.sleep(0.05)
 
 

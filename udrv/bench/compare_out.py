@@ -27,7 +27,7 @@ _EXCLUDED = (
 )
 _LATENCY = {
     "clat": "Percentiles are of clat: from the doorbell or the end of the submission to the "
-    "completion. fio waits by interrupt.",
+    "completion. fio waits by interrupt, or with hipri for iopoll=1.",
     "lat": "Percentiles are of lat: from the intended start to the completion.",
 }
 

@@ -31,12 +31,22 @@ def is_kernel_node(target: str) -> bool:
     return target.startswith("/")
 
 
-def engine_of(node: str) -> list[str]:
+def node_path(target: str) -> str:
+    """Return the path in such a target: /dev/ng0n1 of "/dev/ng0n1?iopoll=1"."""
+    return target.partition("?")[0]
+
+
+def engine_of(target: str) -> list[str]:
     """Return fio's words for a node: io_uring_cmd for a namespace's character device, or io_uring.
+
+    Passthrough has no page cache to go round, and fio refuses direct=1 there (no O_DIRECT). The
+    option `iopoll=1` of a target is fio's hipri.
 
     Raises `DeviceNotFoundError` if there is no such node, `InvalidRequestError` for what fio cannot
     do I/O on.
     """
+    node = node_path(target)
+    polled = ["--hipri"] if "iopoll=1" in target.partition("?")[2].split("&") else []
     try:
         mode = os.stat(node).st_mode  # noqa: PTH116 - follows links
     except OSError as error:
@@ -44,9 +54,9 @@ def engine_of(node: str) -> list[str]:
             f"no such node ({error.strerror})", device=node, mend="udrv list shows what there is"
         ) from error
     if stat.S_ISBLK(mode):
-        return ["--ioengine=io_uring"]
+        return ["--ioengine=io_uring", "--direct=1", *polled]
     if stat.S_ISCHR(mode) and re.fullmatch(r"ng\d+n\d+", Path(node).resolve().name):
-        return ["--ioengine=io_uring_cmd", "--cmd_type=nvme"]
+        return ["--ioengine=io_uring_cmd", "--cmd_type=nvme", *polled]
     raise InvalidRequestError(
         "fio does no I/O on this", device=node,
         mend="give a namespace's node: /dev/ng0n1 or /dev/nvme0n1",
@@ -58,7 +68,7 @@ def fio_words(config: BenchConfig, node: str, engine: list[str]) -> list[str]:
     words = [
         "fio", "--name=udrv-bench", *engine, f"--filename={node.replace(':', chr(92) + ':')}",
         f"--rw={config.rw}", f"--bs={config.bs}", f"--iodepth={config.iodepth}",
-        f"--numjobs={config.numjobs}", "--group_reporting", "--thread", "--direct=1",
+        f"--numjobs={config.numjobs}", "--group_reporting", "--thread",
         "--norandommap", f"--randseed={config.seed}",
         f"--percentile_list={':'.join(f'{p:g}' for p in PERCENTILES)}",
         "--output-format=json+", "--eta=never",
@@ -98,13 +108,14 @@ def fio_version() -> str:
     return done.stdout.strip()
 
 
-def run_fio(config: BenchConfig, node: str, engine: list[str] | None = None) -> Measured:
-    """Run the job with fio on a node and return what it found.
+def run_fio(config: BenchConfig, target: str, engine: list[str] | None = None) -> Measured:
+    """Run the job with fio on the node of a target and return what it found.
 
     Raises `MissingToolError`, `DeviceNotFoundError`, `InvalidRequestError`, and `ToolFailedError`
     with what fio said if it failed or printed no result.
     """
-    words = fio_words(config, node, engine_of(node) if engine is None else engine)
+    node = node_path(target)
+    words = fio_words(config, node, engine_of(target) if engine is None else engine)
     fio_version()
     with tempfile.TemporaryDirectory(prefix="udrv-bench-") as folder:
         out = Path(folder) / "fio.json"
