@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from udrv.bench import BenchConfig, compare_out, fio, to_fio
+from udrv.bench import BenchConfig, compare_out, fio, nodes, to_fio
 from udrv.bench.compare import Case, Compared, Interrupted, compare, compare_cases, make_cases
 from udrv.bench.load import from_document, load
 from udrv.bench.measured import Distribution, Measured, figures_of
@@ -335,8 +335,11 @@ def test_a_node_is_one_that_fio_can_use(tmp_path: Path) -> None:
         fio.engine_of(str(tmp_path / "ng0n1"))
     with pytest.raises(InvalidRequestError, match="/dev/ng0n1 or /dev/nvme0n1"):
         fio.engine_of("/dev/null")
-    assert fio.node_serial("/dev/null") is None
-    assert fio.node_serial("/nonexistent") is None
+    assert nodes.node_serial("/dev/null") is None
+    assert nodes.node_serial("/nonexistent") is None
+    assert nodes.identity_of("/dev/null") is None
+    with pytest.raises(DeviceNotFoundError, match="namespace 7 of the drive with serial S did not"):
+        nodes.find(nodes.Identity("S", 7, "ng[0-9]*"), device="/dev/ng0n7", seconds=0)
 
 
 # --- the command -------------------------------------------------------------------------------

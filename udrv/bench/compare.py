@@ -17,10 +17,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from udrv.bench.config import BenchConfig
-from udrv.bench.fio import fio_version, is_kernel_node, node_path, node_serial, run_fio
+from udrv.bench.fio import fio_version, run_fio
 from udrv.bench.fio_json import to_fio
 from udrv.bench.load import from_document
 from udrv.bench.measured import Measured, Ratio, figures_of
+from udrv.bench.nodes import find, identity_of, is_kernel_node, node_path, node_serial
 from udrv.bench.place import Place
 from udrv.bench.ratios import FEW_ROUNDS, METHOD, ratios_of
 from udrv.bench.runner import run
@@ -167,22 +168,23 @@ class _Owner:
         rebinds: bool, figure: str,
     ) -> None:
         self.target = target
-        self.node = node_path(target)
         self.figure = figure
         self.targets = targets
         self.i_mean = i_mean
         self.bind = bind and target.startswith("pci:")
         self.rebinds = rebinds
         self.serial: str | None = None
+        # before any drive leaves: its nodes may have other names when it is back
+        follows = rebinds and is_kernel_node(target)
+        self.identity = identity_of(node_path(target)) if follows else None
 
     def measure(self, config: BenchConfig) -> Measured:
         """Run the job with udrv."""
         from udrv.front import open as open_target
 
-        self._wait_for_node()
         try:
             controller = open_target(
-                self.target, bind=self.bind, queues=config.numjobs, interrupts=config.interrupt
+                self._now(), bind=self.bind, queues=config.numjobs, interrupts=config.interrupt
             )
         except (DeviceNotFoundError, DeviceInUseError) as error:
             others = [t for t in self.targets if t.startswith("pci:") or is_kernel_node(t)]
@@ -213,12 +215,12 @@ class _Owner:
 
     def measure_fio(self, config: BenchConfig) -> Measured:
         """Run the job with fio; after `measure`, which asks for `i_mean` and learns the drive."""
-        self._wait_for_node()
-        serial = node_serial(self.node)
+        target = self._now()
+        serial = node_serial(node_path(target))
         if serial is not None or config.writes:
             self._same_drive(serial)
         try:
-            return run_fio(config, self.target)
+            return run_fio(config, target)
         except KeyboardInterrupt:
             raise Interrupted from None
 
@@ -233,12 +235,12 @@ class _Owner:
                 device=self.target, mend="name the drive by a link in /dev/disk/by-id",
             )
 
-    def _wait_for_node(self) -> None:
-        if not (self.rebinds and is_kernel_node(self.target)):
-            return
-        until = time.monotonic() + _NODE_SECONDS
-        while not Path(self.node).exists() and time.monotonic() < until:
-            time.sleep(0.05)
+    def _now(self) -> str:
+        """The target, by the name that its node has now."""
+        if self.identity is None:
+            return self.target
+        node = find(self.identity, device=self.target, seconds=_NODE_SECONDS)
+        return node + self.target[len(node_path(self.target)) :]
 
 
 def compare_cases(

@@ -13,6 +13,7 @@ from pathlib import Path
 from udrv.bench.config import BenchConfig
 from udrv.bench.load import from_document
 from udrv.bench.measured import Measured
+from udrv.bench.nodes import node_path
 from udrv.bench.place import read_json
 from udrv.bench.result import PERCENTILES
 from udrv.errors import (
@@ -24,16 +25,6 @@ from udrv.errors import (
 )
 
 _LAST_LINES = 3
-
-
-def is_kernel_node(target: str) -> bool:
-    """Whether a target is a node of the kernel's driver: /dev/ng0n1, or a link to one."""
-    return target.startswith("/")
-
-
-def node_path(target: str) -> str:
-    """Return the path in such a target: /dev/ng0n1 of "/dev/ng0n1?iopoll=1"."""
-    return target.partition("?")[0]
 
 
 def engine_of(target: str) -> list[str]:
@@ -136,20 +127,3 @@ def run_fio(config: BenchConfig, target: str, engine: list[str] | None = None) -
                 f"fio printed no result ({why}) {said}".rstrip(), device=node, mend=mend
             ) from error
     return found
-
-
-def node_serial(node: str) -> str | None:
-    """Return the serial number of the drive behind a node; None if sysfs has none."""
-    try:
-        found = os.stat(node)  # noqa: PTH116 - follows links
-    except OSError:
-        return None
-    kind = "block" if stat.S_ISBLK(found.st_mode) else "char"
-    number = f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
-    directory = Path("/sys/dev") / kind / number
-    for path in (directory / "device" / "serial", directory / "serial"):
-        try:
-            return path.read_text(encoding="utf-8", errors="replace").strip()
-        except OSError:
-            continue
-    return None

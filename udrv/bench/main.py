@@ -57,7 +57,9 @@ def run_command(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="TARGET", help="pci:0000:01:00.0, vfio-user:/path/to.sock or soft:?size=1G"
+            metavar="TARGET",
+            help="pci:0000:01:00.0, /dev/ng0n1, /dev/nvme0n1, vfio-user:/path/to.sock or "
+            "soft:?size=1G",
         ),
     ],
     *,
