@@ -7,7 +7,7 @@
  *   queue.c     fetching, completing, creating and deleting queues
  *   bell.c      doorbells: registers, and shadow doorbells in the host's memory
  *   admin.c     admin commands; identify.c, feature.c, event.c (logs and events) belong to it
- *   io.c        I/O commands, PRPs, and the media behind the namespaces
+ *   io.c        I/O commands; prp.c finds their data; media.c keeps it
  *   server.c    vfio-user messages; conn.c moves them; loop.c is the one loop
  *
  * One thread runs all of it; nothing here is shared with another thread, and the only things
@@ -340,6 +340,8 @@ void soft_check_temperature(struct udrv_soft *c);
 
 uint16_t soft_io(struct udrv_soft *c, const struct nv_sqe *cmd);
 
+/* --- prp.c --------------------------------------------------------------------------------- */
+
 /**
  * soft_map_data() - resolve a command's PRPs into c->segment
  * @len:	bytes, 1 to the largest transfer
@@ -353,9 +355,22 @@ uint16_t soft_map_data(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t l
 uint16_t soft_answer(struct udrv_soft *c, const struct nv_sqe *cmd, const void *data,
 		     uint32_t len);
 
+/* --- media.c ------------------------------------------------------------------------------- */
+
 int soft_media_open(struct soft_media *m, const struct udrv_soft_ns *ns);
 void soft_media_close(struct soft_media *m);
 bool soft_media_sync(struct soft_media *m);
+
+/**
+ * soft_media_io() - move what c->segment points to, to or from byte @at of the media
+ * @durable:	a write that is on stable media when this returns
+ * The range was checked. Return: NV_OK, or a status.
+ */
+uint16_t soft_media_io(struct udrv_soft *c, struct soft_media *m, uint64_t at, bool write,
+		       bool durable);
+
+/* soft_media_zero() - @len bytes from byte @at read as zeroes from now on */
+uint16_t soft_media_zero(struct soft_media *m, uint64_t at, uint64_t len);
 
 static inline bool soft_ns_active(const struct udrv_soft *c, uint32_t nsid)
 {
