@@ -84,6 +84,7 @@ system() {
 	need zstd command -v zstd
 	need fio command -v fio
 	need nvme-cli command -v nvme
+	need valgrind command -v valgrind
 	need gcc-aarch64-linux-gnu command -v aarch64-linux-gnu-gcc
 	need libc6-dev-arm64-cross test -e /usr/aarch64-linux-gnu/include/stdio.h
 	# shellcheck disable=SC2086 # one word per package

@@ -78,13 +78,15 @@ class Spec:
 
 
 def aligned_new(ctype: str, size: int | None = None) -> tuple[Any, Any]:
-    """Return (pointer to a zeroed `ctype` on a cache line of its own, what keeps it alive).
+    """Return (pointer to a zeroed `ctype` on cache lines of its own, what keeps it alive).
 
     `size` bytes instead of one `ctype` if given.
 
-    `ffi.new` aligns to 8 bytes only, and the compiler may count on what a header promises.
+    `ffi.new` aligns to 8 bytes only, and the compiler may count on what a header promises. Whole
+    lines: nobody else's memory begins in the last one.
     """
-    raw = ffi.new("char[]", (ffi.sizeof(ctype) if size is None else size) + 63)
+    whole = ((ffi.sizeof(ctype) if size is None else size) + 63) & ~63
+    raw = ffi.new("char[]", whole + 63)
     address = (int(ffi.cast("uintptr_t", raw)) + 63) & ~63
     return ffi.cast(f"{ctype} *", address), raw
 

@@ -41,6 +41,7 @@ _NO_BUFFER = int(lib.UDRV_URING_NO_BUFFER)
 #: Seconds that a queue's end waits for commands in flight, each time it is tried.
 _DRAIN_SECONDS = 5.0
 _NS = 1_000_000_000
+_LINE = 64
 
 #: Pairs whose commands were still in flight at the end: kept, with the memory of those commands.
 _STRANDED: list[UringPair] = []
@@ -123,8 +124,10 @@ class UringPair:
             self.eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         # memory of its own that stays as long as anybody has the handle: a thread that comes too
         # late finds it closed
-        memory = np.zeros(uffi.sizeof("struct udrv_uring_qp") + 8, np.uint8)
-        handle = uffi.from_buffer("struct udrv_uring_qp *", memory[-memory.ctypes.data % 8 :])
+        # on cache lines of its own: two threads with a queue each write no line both
+        size = -(-uffi.sizeof("struct udrv_uring_qp") // _LINE) * _LINE
+        memory = np.zeros(size + _LINE, np.uint8)
+        handle = uffi.from_buffer("struct udrv_uring_qp *", memory[-memory.ctypes.data % _LINE :])
         try:
             config = uffi.new("struct udrv_uring_config *")
             config.qid = qid

@@ -61,6 +61,10 @@ class FFI:
         self, cdecl: Literal["struct udrv_uring_qp *"], init: Any = ..., /,
     ) -> struct_udrv_uring_qp: ...
     @overload
+    def new(
+        self, cdecl: Literal["struct udrv_uring_tracker *"], init: Any = ..., /,
+    ) -> struct_udrv_uring_tracker: ...
+    @overload
     def new(self, cdecl: Any, init: Any = ..., /) -> Any: ...
     @overload
     def cast(self, cdecl: Literal["struct io_uring *"], value: Any, /) -> struct_io_uring: ...
@@ -104,6 +108,10 @@ class FFI:
     def cast(
         self, cdecl: Literal["struct udrv_uring_qp *"], value: Any, /,
     ) -> struct_udrv_uring_qp: ...
+    @overload
+    def cast(
+        self, cdecl: Literal["struct udrv_uring_tracker *"], value: Any, /,
+    ) -> struct_udrv_uring_tracker: ...
     @overload
     def cast(self, cdecl: Any, value: Any, /) -> Any: ...
     def addressof(self, cdata: Any, /, *field_or_index: str | int) -> Any: ...
@@ -223,8 +231,13 @@ class struct_udrv_uring_op:
     flags: int
 
 class struct_udrv_uring_qp:
+    trackers: struct_udrv_uring_tracker
+    free: Any
+    depth: int
     counters: struct_udrv_uring_counters
     setup_flags: int
+
+class struct_udrv_uring_tracker: ...
 
 class Lib:
     IORING_SETUP_CLAMP: Final[int]

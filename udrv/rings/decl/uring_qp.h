@@ -38,7 +38,11 @@ struct udrv_uring_config {
 	...;
 };
 
+struct udrv_uring_tracker;
 struct udrv_uring_qp {
+	struct udrv_uring_tracker *trackers;
+	uint16_t *free;
+	uint32_t depth;
 	struct udrv_uring_counters counters;
 	uint32_t setup_flags;
 	...;

@@ -134,6 +134,16 @@ static void prepare_sqes(struct udrv_uring_qp *qp)
 	}
 }
 
+/* Zeroed memory on cache lines that no other queue's thread writes; NULL if there is none. */
+static void *whole_lines(size_t size)
+{
+	void *p;
+
+	size = (size + UDRV_CACHELINE - 1) & ~(size_t)(UDRV_CACHELINE - 1);
+	p = aligned_alloc(UDRV_CACHELINE, size);
+	return p ? memset(p, 0, size) : NULL;
+}
+
 int udrv_uring_qp_init(struct udrv_uring_qp *qp, const struct udrv_uring_config *config)
 {
 	const int block = config->flags & UDRV_URING_BLOCK;
@@ -150,8 +160,8 @@ int udrv_uring_qp_init(struct udrv_uring_qp *qp, const struct udrv_uring_config 
 	qp->align_mask = config->align_mask;
 	qp->timeout_ms = config->timeout_ms;
 	qp->eventfd = config->eventfd;
-	qp->trackers = calloc(config->depth, sizeof(*qp->trackers));
-	qp->free = calloc(config->depth, sizeof(*qp->free));
+	qp->trackers = whole_lines(config->depth * sizeof(*qp->trackers));
+	qp->free = whole_lines(config->depth * sizeof(*qp->free));
 	if (!qp->trackers || !qp->free)
 		return -ENOMEM;
 	for (i = 0; i < qp->depth; i++)	/* the top of the stack is 0 */
