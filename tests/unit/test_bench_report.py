@@ -295,6 +295,7 @@ def check_text(folder: Path, text: str, plain: object) -> None:
     assert " ".join(text.replace("\x00", "\ufffd").split()) in seen.replace("\x00", "\ufffd")
     names = {trace["name"] for f in page.figures.values() for trace in f["data"]}
     assert all("<" not in name for name in names), "Plotly reads a little HTML"
+    assert all('&quot;' not in name.replace("&amp;", "") for name in names), "and not this"
 
 
 @pytest.mark.parametrize("text", NASTY)

@@ -43,7 +43,7 @@ def curves(results: tuple[Measured, ...]) -> Iterator[tuple[str, Distribution, d
         for number, (direction, found) in enumerate(result.directions.items()):
             name = f"{result.label} {direction}" if len(result.directions) > 1 else result.label
             dash = _DASHES[(number + index // len(COLOURS)) % len(_DASHES)]
-            yield html.escape(name), found, {"color": colour(index), "dash": dash, "width": 2}
+            yield _text(name), found, {"color": colour(index), "dash": dash, "width": 2}
 
 
 def steps(found: Distribution) -> list[tuple[float, int]]:
@@ -206,7 +206,7 @@ def ratios(comparison: Comparison) -> Figure:
         if not found:
             continue
         data.append({
-            "type": "scatter", "mode": "markers", "name": html.escape(case), "orientation": "h",
+            "type": "scatter", "mode": "markers", "name": _text(case), "orientation": "h",
             "marker": {"size": 9, "color": colour(index)},
             "x": [ratio.ratio for ratio in found],
             "y": [names[ratio.figure] for ratio in found],
@@ -218,7 +218,7 @@ def ratios(comparison: Comparison) -> Figure:
             "hovertemplate": "%{y}: %{x:.3f}",
         })
     return {"data": data, "layout": _layout(
-        _titled(f"ratio to {html.escape(comparison.cases[0])}", type="log",
+        _titled(f"ratio to {_text(comparison.cases[0])}", type="log",
                 tickvals=_ratio_ticks(comparison)),
         {"autorange": "reversed", "type": "category"},
         scattermode="group", scattergap=0.5,
@@ -242,7 +242,7 @@ def rounds(comparison: Comparison) -> Figure:
     """IOPS of each round: what the confidence intervals are made of."""
     data = [
         {
-            "type": "scatter", "mode": "lines+markers", "name": html.escape(case),
+            "type": "scatter", "mode": "lines+markers", "name": _text(case),
             "line": {"color": colour(index), "width": 1}, "marker": {"size": 7},
             "x": [i + 1 for i, _ in enumerate(comparison.rounds[case])],
             "y": [one.get("iops") for one in comparison.rounds[case]],
@@ -254,6 +254,11 @@ def rounds(comparison: Comparison) -> Figure:
         _titled("round", dtick=1 if len(next(iter(comparison.rounds.values()), ())) < 20 else None),
         _titled("IOPS", rangemode="tozero", tickformat="~s"),
     )}  # fmt: skip
+
+
+def _text(text: str) -> str:
+    """For Plotly, which reads &lt; &gt; &amp; and a few elements, and shows &quot; as it is."""
+    return html.escape(text, quote=False)
 
 
 def _round(value: float) -> float:
