@@ -25,9 +25,10 @@ def node_of(device: LabDevice, nsid: int, kind: str) -> Path:
     for _ in range(400):
         for block in controller.glob("nvme*n*"):
             if int((block / "nsid").read_text()) == nsid:
-                name = block.name if kind == "block" else "ng" + block.name.removeprefix("nvme")
-                node = Path("/dev") / name
-                if node.exists():
-                    return node
+                generic = next(controller.glob(f"ng*n{block.name.rpartition('n')[2]}"), None)
+                entry = block if kind == "block" else generic
+                if entry is not None and (Path("/dev") / entry.name).exists():
+                    return Path("/dev") / entry.name
         time.sleep(0.05)
-    raise AssertionError(f"{device.bdf} has no {kind} node of namespace {nsid}")
+    there = sorted(path.name for path in controller.iterdir())
+    raise AssertionError(f"{device.bdf} has no {kind} node of namespace {nsid}: {there}")

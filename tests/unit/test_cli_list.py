@@ -83,7 +83,8 @@ def test_functions_and_namespaces(host: Host) -> None:
     assert (kernel["iommu_group"], kernel["numa_node"], kernel["controller"]) == (3, 1, "nvme0")
     assert (kernel["serial"], kernel["model"]) == ("S\x07A1", "QEMU NVMe Ctrl")
     assert kernel["namespaces"] == [{
-        "name": "nvme0n1", "nsid": 1, "bytes": 1 << 30, "lba_size": 4096,
+        "name": "nvme0n1", "targets": ["/dev/nvme0n1"], "nsid": 1, "bytes": 1 << 30,
+        "lba_size": 4096,
         "eui64": "0025380000000001", "nguid": None, "i_mean": "S\x07A1:1",
     }]
     assert any("mounted on /data" in text for text in kernel["in_use"])
@@ -103,6 +104,13 @@ def test_namespaces_are_in_the_order_of_their_nsid(host: Host) -> None:
     _link(host.sys / "class/block/nvme0n2", first)
     found = collect(host)[0]["namespaces"]
     assert [(ns["name"], ns["nsid"]) for ns in found] == [("nvme0n2", 1), ("nvme0n1", 2)]
+
+
+def test_passthrough_nodes_come_first(host: Host) -> None:
+    controller = host.sys / "devices/pci0000:00/0000:01:00.0/nvme/nvme0"
+    _write(controller / "ng3n2", dev="243:1")  # of another namespace
+    _write(controller / "ng3n1", dev="243:2")  # as after a hot plug: another number in front
+    assert collect(host)[0]["namespaces"][0]["targets"] == ["/dev/ng3n1", "/dev/nvme0n1"]
 
 
 def test_json_and_tables(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,7 @@ def to_fio(result: BenchResult) -> dict[str, Any]:
             "errors": [{"type": type(e).__name__, "message": str(e)} for e in result.errors],
             "cost": asdict(cost) | {
                 "cpu_ns_per_io": _per_io(result, cost.cpu_ns),
+                "system_calls_per_io": _per_io(result, cost.system_calls),
                 "doorbells_per_io": _per_io(result, cost.sq_doorbells + cost.cq_doorbells),
             },
             "open_loop": asdict(result.open_loop) if result.open_loop else None,

@@ -107,6 +107,8 @@ class Cost:
     cq_doorbells: int
     polls: int
     empty_polls: int
+    #: Of submitting and waiting, as far as the queue makes them itself (io_uring).
+    system_calls: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,7 +156,8 @@ class _Run:
     def _worker(self, stack: ExitStack, spec: Spec) -> _Worker:
         queue = stack.enter_context(
             self.controller.create_queue(
-                entries=self.entries, interrupt=self.config.interrupt, one_thread=True
+                entries=self.entries, interrupt=self.config.interrupt,
+                one_thread=not self.config.verify,  # a read-back is another thread's
             )
         )
         buffer = self.controller.alloc(spec.iodepth * spec.buffer_stride)

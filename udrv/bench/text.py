@@ -85,6 +85,14 @@ def _clean(text: str) -> str:
 # --- figures -------------------------------------------------------------------------------------
 
 
+def _tolls(result: BenchResult) -> str:
+    """What a submission costs beside instructions: register writes, or system calls."""
+    cost = result.cost
+    if cost.system_calls:
+        return f"{cost.system_calls / result.ios:.2f} system calls"
+    return f"{(cost.sq_doorbells + cost.cq_doorbells) / result.ios:.2f} doorbell writes"
+
+
 def _figures(result: BenchResult) -> Iterator[str]:
     for name, direction in (("read", result.read), ("write", result.write)):
         if direction.ios or direction.errors:
@@ -95,7 +103,7 @@ def _figures(result: BenchResult) -> Iterator[str]:
         yield ""
         yield (
             f"cost: {format_ns(cost.cpu_ns / result.ios)} of CPU time per I/O, "
-            f"{(cost.sq_doorbells + cost.cq_doorbells) / result.ios:.2f} doorbell writes per I/O, "
+            f"{_tolls(result)} per I/O, "
             f"{cost.voluntary_switches + cost.involuntary_switches} context switches"
         )
         if cost.polls:

@@ -19,6 +19,9 @@ _SECTOR = 512
 def list_(as_json: Json = False) -> None:
     """NVMe functions: driver, IOMMU group, namespaces, who uses them.
 
+    The first table's targets are for VFIO (`udrv bind`), the second's for the kernel's driver: by
+    passthrough (/dev/ng0n1), and as /dev/nvme0n1 where that is not permitted.
+
     What a function bound to VFIO calls itself is not in sysfs: `udrv id-ctrl` asks it.
     """
     from udrv.pci import HOST
@@ -75,6 +78,8 @@ def _controller(function: PciFunction) -> Path | None:
 
 
 def _namespace(name: str, serial: str | None, host: Host) -> dict[str, Any]:
+    from udrv.pci import generic_node
+
     directory = host.sys / "class" / "block" / name
 
     def integer(attribute: str) -> int | None:
@@ -86,9 +91,11 @@ def _namespace(name: str, serial: str | None, host: Host) -> dict[str, Any]:
         digits = (host.read(directory / attribute) or "").replace(" ", "").replace("-", "").lower()
         return digits if digits.strip("0") else None
 
+    generic = generic_node(name, host=host)
     nsid, sectors = integer("nsid"), integer("size")
     return {
         "name": name,
+        "targets": ([f"/dev/{generic.name}"] if generic else []) + [f"/dev/{name}"],
         "nsid": nsid,
         "bytes": None if sectors is None else sectors * _SECTOR,
         "lba_size": integer("queue/logical_block_size"),
@@ -116,10 +123,10 @@ def _print(devices: list[dict[str, Any]]) -> None:
     if namespaces:
         print_lines([""])
         print_table(
-            ("namespace", "nsid", "size", "block", "--i-mean", "eui64", "nguid"),
+            ("target", "nsid", "size", "block", "--i-mean", "eui64", "nguid"),
             [
                 (
-                    ns["name"], _or_dash(ns["nsid"]),
+                    ns["targets"][0], _or_dash(ns["nsid"]),
                     "-" if ns["bytes"] is None else format_size(ns["bytes"]),
                     _or_dash(ns["lba_size"]), _or_dash(ns["i_mean"]), _or_dash(ns["eui64"]),
                     _or_dash(ns["nguid"]),

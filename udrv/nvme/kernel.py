@@ -156,7 +156,7 @@ class KernelBackend(Backend):
             os.close(fd)
             raise
         self._nsid = nsid
-        block = node if self.block else nodes.sibling(node, nsid, "block", host=self._host)
+        block = node if self.block else nodes.sibling(node, "block", host=self._host)
         self._files[nsid] = _File(0, node, block, fd, read_write)
         return self._files[nsid]
 
@@ -173,7 +173,7 @@ class KernelBackend(Backend):
         """(descriptor, whether it may write)."""
         hint = None
         if node.kind == "generic":
-            block = nodes.sibling(node, self._nsid or 0, "block", host=self._host)
+            block = nodes.sibling(node, "block", host=self._host)
             if block is not None and os.access(block.path, os.R_OK):
                 hint = f"{block.path} can be opened: udrv.open({str(block.path)!r}) would work"
             try:  # without O_EXCL there is no harm in it, whatever is done with it later
@@ -299,7 +299,7 @@ class KernelBackend(Backend):
             for node in nodes.namespaces_below(parent, "generic", host=self._host):
                 fd, read_write = self._open(node)
                 if nodes.read_nsid(fd) == nsid:
-                    block = nodes.sibling(node, nsid, "block", host=self._host)
+                    block = nodes.sibling(node, "block", host=self._host)
                     self._files[nsid] = _File(index, node, block, fd, read_write)
                     return self._files[nsid]
                 os.close(fd)

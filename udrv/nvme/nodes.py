@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import grp
 import os
+import pwd
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,23 +134,17 @@ def controllers_of(parent: Path) -> tuple[Path, ...]:
     return tuple(sorted(found, key=lambda c: (_text(c / "state") != "live", c.name)))
 
 
-def sibling(node: KernelNode, nsid: int, kind: str, *, host: Host = HOST) -> KernelNode | None:
+def sibling(node: KernelNode, kind: str, *, host: Host = HOST) -> KernelNode | None:
     """The node of another kind for the same namespace, None if there is none.
 
-    By NSID where sysfs tells it, else by the kernel's rule that both have the same numbers.
+    Among the children of one directory the last number of a name is the namespace's head; those in
+    front differ after a hot plug (ng2n1 and nvme1n1), and neither is the NSID.
     """
+    head = node.directory.name.rpartition("n")[2]
     for other in namespaces_below(node.parent, kind, host=host):
-        told = host.read(other.directory / "nsid")
-        if told is not None:
-            if told == str(nsid):
-                return other
-        elif _numbers(other) == _numbers(node):
+        if other.directory.name.rpartition("n")[2] == head:
             return other
     return None
-
-
-def _numbers(node: KernelNode) -> str:
-    return node.directory.name.removeprefix("nvme").removeprefix("ng")
 
 
 def read_nsid(fd: int) -> int:
@@ -207,9 +203,6 @@ def open_node(path: Path, flags: int, *, target: str, hint: str | None = None) -
 
 def describe_mode(path: Path) -> str:
     """"it is crw------- root:root", for messages."""
-    import grp
-    import pwd
-
     try:
         found = path.stat()
     except OSError:
@@ -231,13 +224,10 @@ def _missing(path: str, error: OSError, host: Host) -> UdrvError:
         return PermissionDeniedError(
             f"{path} cannot be looked at ({error.strerror})", mend="look at the directory's mode"
         )
-    if name.startswith("ng"):
-        block = host.sys / "class" / "block" / f"nvme{name.removeprefix('ng')}"
-        if block.exists():
-            release = os.uname().release
-            return UnsupportedOnTransport(
-                f"there is no {path}, but there is a namespace {host.dev / block.name}",
-                mend=f"passthrough nodes need Linux 5.13 or newer (this is {release}) and a "
-                f"namespace that the kernel can serve; {host.dev / block.name} works without",
-            )
+    if name.startswith("ng") and not (host.sys / "class" / "nvme-generic").exists():
+        return UnsupportedOnTransport(
+            f"there is no {path}, and this kernel ({os.uname().release}) makes no such nodes",
+            mend="passthrough needs Linux 5.13 for the node and 5.19 for its use; /dev/nvme0n1, "
+            "the block device, works without",
+        )
     return DeviceNotFoundError(f"{path}: {error.strerror}", mend="`udrv list` shows what there is")

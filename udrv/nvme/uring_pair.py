@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import time
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -26,6 +25,8 @@ from udrv.errors import (
 )
 from udrv.memory import Buffer
 from udrv.nvme.pair import CLOSE_SECONDS, MAX_SLOTS, WAIT_SLICE_NS, raise_qp_error
+from udrv.rings import diagnose
+from udrv.rings.flags import SetupFlag
 from udrv.rings.native import ffi as uffi
 from udrv.rings.native import lib
 
@@ -47,11 +48,6 @@ _LINE = 64
 _STRANDED: list[UringPair] = []
 
 lib.udrv_uring_core_init(ffi.addressof(core, "udrv_clock"))
-
-
-def _kernel() -> tuple[int, int]:
-    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def stranded() -> int:
@@ -118,7 +114,7 @@ class UringPair:
             (lib.UDRV_URING_BLOCK if block else 0)
             | (lib.UDRV_URING_IOPOLL if iopoll else 0)
             | (lib.UDRV_URING_ONE_THREAD if one_thread else 0)
-            | (lib.UDRV_URING_FIXED_CMD if _kernel() >= (6, 1) else 0)
+            | (lib.UDRV_URING_FIXED_CMD if not diagnose.older_than("6.1") else 0)
         )
         if interrupt:
             self.eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -149,9 +145,6 @@ class UringPair:
     def _raise_setup(self, ret: int, block: bool, iopoll: bool) -> NoReturn:
         if -ret > 4000:
             raise_qp_error(ret, device=self.device, where=self.where)
-        from udrv.rings import diagnose
-        from udrv.rings.flags import SetupFlag
-
         must = SetupFlag(0) if block else SetupFlag.SQE128 | SetupFlag.CQE32
         if iopoll:
             must |= SetupFlag.IOPOLL
@@ -253,8 +246,6 @@ class UringPair:
                 f"{where}: it was made with one_thread=True, and this is another thread",
                 device=self.device, mend="use it from the thread that submitted first",
             )
-        from udrv.rings import diagnose
-
         error: UdrvError = diagnose.call_error(number, where)
         error.device = self.device
         raise error

@@ -27,6 +27,7 @@ from udrv.pci.storage import (
     character_devices,
     disks,
     function_of_block_device,
+    generic_node,
     stacked,
 )
 from udrv.pci.sysfs import (
@@ -65,6 +66,7 @@ __all__ = [
     "function",
     "function_of_block_device",
     "functions",
+    "generic_node",
     "iommu_group",
     "parse_bdf",
     "plan_bind",

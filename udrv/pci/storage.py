@@ -17,6 +17,8 @@ _BARREN = frozenset({"power", "msi_irqs", "mq", "queue", "integrity", "link", "s
 
 #: nvme<subsystem>c<controller>n<head>: one path to a namespace of a multipath head.
 _NVME_PATH = re.compile(r"nvme(\d+)c\d+n(\d+)", re.ASCII)
+_HEAD = re.compile(r"nvme\d+n(\d+)", re.ASCII)
+_GENERIC = re.compile(r"ng\d+n(\d+)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +74,30 @@ def character_devices(function: PciFunction, *, host: Host = HOST) -> tuple[Devi
             found[name] = DeviceNode(name, _number(directory, host), False, name)
     for disk in disks(function, host=host):
         # The generic device of a multipath head is not below the function but beside the head.
-        generic = "ng" + disk.name.removeprefix("nvme")
-        directory = host.sys / "class" / "nvme-generic" / generic
-        if disk.name.startswith("nvme") and directory.exists():
-            found[generic] = DeviceNode(generic, _number(directory, host), False, generic)
+        node = generic_node(disk.name, host=host)
+        if node is not None:
+            found[node.name] = node
     return tuple(found[name] for name in sorted(found))
+
+
+def generic_node(name: str, *, host: Host = HOST) -> DeviceNode | None:
+    """The character device (ng2n1) of an NVMe disk (nvme1n1), None where there is none.
+
+    Both are children of one directory, and end in the number of the namespace's head. The number in
+    front is the controller's for one and may be the subsystem's for the other: after a hot plug
+    they differ.
+    """
+    head = _HEAD.fullmatch(name)
+    try:
+        parent = (host.sys / "class" / "block" / name).resolve(strict=True).parent
+        entries = sorted(parent.iterdir()) if head else []
+    except OSError:
+        return None
+    for entry in entries:
+        found = _GENERIC.fullmatch(entry.name)
+        if found and head and found[1] == head[1] and (entry / "dev").is_file():
+            return DeviceNode(entry.name, _number(entry, host), False, entry.name)
+    return None
 
 
 def stacked(disk: DeviceNode, *, host: Host = HOST) -> Iterator[StackedNode]:

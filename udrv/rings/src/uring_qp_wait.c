@@ -137,6 +137,24 @@ int udrv_uring_qp_reap(struct udrv_uring_qp *qp, const struct udrv_completions *
 	return ret;
 }
 
+/*
+ * The kernel does not take them (another thread's ring), and never will: what was posted last and not
+ * handed over is nobody's any more.
+ */
+static void forget_pending(struct udrv_uring_qp *qp)
+{
+	for (; qp->pending; qp->pending--) {
+		const struct io_uring_sqe *sqe = udrv_uring_sqe(qp, --qp->sq_tail);
+		struct udrv_uring_tracker *t = &qp->trackers[sqe->user_data];
+
+		t->state = UDRV_TRACKER_FREE;
+		qp->inflight--;
+		qp->slot_inflight[t->slot]--;
+		qp->free[qp->nr_free++] = (uint16_t)sqe->user_data;
+	}
+	__atomic_store_n(qp->ktail, qp->sq_tail, __ATOMIC_RELEASE);
+}
+
 int udrv_uring_qp_drain(struct udrv_uring_qp *qp, uint64_t timeout_ns)
 {
 	uint64_t start = udrv_monotonic_ns();
@@ -163,10 +181,12 @@ int udrv_uring_qp_drain(struct udrv_uring_qp *qp, uint64_t timeout_ns)
 		} else {
 			ret = udrv_uring_qp_call(qp, 1, timeout_ns - (now - start));
 		}
-		if (ret)
+		if (ret) {
+			forget_pending(qp);
 			break;
+		}
 	}
-	if (ret >= 0)
+	if (ret >= 0 || !qp->inflight)
 		ret = (int)qp->inflight;
 	udrv_uring_qp_leave(qp);
 	return ret;
