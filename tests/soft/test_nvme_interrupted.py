@@ -98,7 +98,7 @@ def test_an_interrupted_commands_completion_is_not_the_next_ones(
     """Interrupted where it could not even be given up."""
     ctrl, pair = rig.ctrl, rig.ctrl.backend.admin_pair
     assert pair is not None
-    monkeypatch.setattr(pair, "quarantine", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(pair, "quarantine", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     monkeypatch.setattr(pair, "wait", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         ctrl.admin(bytes([0x7F]) + bytes(63))  # would fail with Invalid Command Opcode

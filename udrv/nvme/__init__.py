@@ -3,6 +3,7 @@
 from udrv.nvme.aio_queue import AsyncQueue
 from udrv.nvme.batch import FLUSH, FUA, LIMITED_RETRY, READ, WRITE, Batch, Completions, Reaped
 from udrv.nvme.controller import Controller
+from udrv.nvme.events import AsyncEvent, EventType
 from udrv.nvme.lifecycle import State
 from udrv.nvme.namespace import Namespace
 from udrv.nvme.pair import HYBRID
@@ -15,10 +16,12 @@ __all__ = [
     "LIMITED_RETRY",
     "READ",
     "WRITE",
+    "AsyncEvent",
     "AsyncQueue",
     "Batch",
     "Completions",
     "Controller",
+    "EventType",
     "Namespace",
     "Queue",
     "Reaped",

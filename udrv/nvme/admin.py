@@ -1,8 +1,9 @@
-"""The admin queue: one command at a time, data through a buffer of its own."""
+"""The admin queue: one command at a time, data through a buffer of its own; and event requests."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from udrv.errors import CommandTimeoutError, ControllerError, InvalidRequestErro
 from udrv.fork import ForkGuard
 from udrv.memory import Buffer, DmaMemory
 from udrv.nvme.batch import STATUS_CODE, Completions
+from udrv.nvme.events import AsyncEvent, Events
 from udrv.nvme.lifecycle import Lifecycle
 from udrv.nvme.pair import MAX_SLOTS, QueuePair
 from udrv.nvme.spec import command
@@ -51,7 +53,10 @@ class AdminResult:
 class AdminQueue:
     """Serialises admin commands; any thread may call it."""
 
-    def __init__(self, pair: QueuePair, memory: DmaMemory, lifecycle: Lifecycle) -> None:
+    def __init__(
+        self, pair: QueuePair, memory: DmaMemory, lifecycle: Lifecycle,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._pair = pair
         self._memory = memory
         self._lifecycle = lifecycle
@@ -61,6 +66,7 @@ class AdminQueue:
         self._serial = 0
         #: Buffers by the slot of their command, for as long as the device may touch them.
         self._held: dict[int, Buffer] = {}
+        self._events = Events(self._submit_event_request, changed)
 
     def command(
         self,
@@ -111,7 +117,7 @@ class AdminQueue:
                 self._wait(sqe, serial, timeout)
             except BaseException:
                 with contextlib.suppress(UdrvError):  # closed meanwhile: close() has the proof
-                    self._pair.quarantine()
+                    self._pair.quarantine(slot)  # not event requests
                     self._sweep()
                 raise
             status = int(self._completions.status[0])
@@ -127,6 +133,42 @@ class AdminQueue:
                 device=self._pair.device,
             )
         return AdminResult(result, data)
+
+    # --- events -----------------------------------------------------------------------------
+
+    def arm_events(self, count: int) -> None:
+        """Have `count` Asynchronous Event Requests with the controller, also after events."""
+        with self._lock:
+            self._events.arm(count)
+
+    def _submit_event_request(self, sqe: bytes) -> int:
+        self._serial += 1
+        self._pair.submit_raw(sqe, slot=self._take_slot(), user_data=self._serial)
+        return self._serial
+
+    def poll_events(self) -> list[AsyncEvent]:
+        """Look for events, without waiting; while another thread's command runs, it looks."""
+        self._guard.check("admin queue", self._pair.device)
+        if self._lock.acquire(blocking=False):
+            try:
+                if self._pair.eventfd >= 0:  # before the look: what comes after it signals anew
+                    with contextlib.suppress(BlockingIOError):
+                        os.eventfd_read(self._pair.eventfd)
+                while self._pair.wait(self._completions.c, 0, 1, 0, 0):
+                    self._take_event()
+            finally:
+                self._lock.release()
+        return self._events.fetch()
+
+    def _take_event(self) -> None:
+        row = self._completions
+        self._events.completed(int(row.user_data[0]), int(row.status[0]), int(row.result[0]))
+
+    @property
+    def event_counts(self) -> dict[str, int]:
+        """Requests armed, events dropped because nobody fetched them, requests refused."""
+        events = self._events
+        return {"armed": events.armed, "dropped": events.dropped, "refused": events.refused}
 
     def _take_slot(self) -> int:
         """A slot of the pair without a command; there are more than the ring has entries."""
@@ -153,7 +195,9 @@ class AdminQueue:
             if self._pair.wait(self._completions.c, 1, 1, max(slice_ns, 0), _SPIN_NS):
                 if self._completions.user_data[0] == serial:
                     return
-                continue  # of a command whose caller was interrupted before it gave it up
+                # an event, or of a command whose caller was interrupted before it gave it up
+                self._take_event()
+                continue
             self._lifecycle.check_alive()
             if left <= 0:
                 break

@@ -12,8 +12,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from udrv.errors import UnsupportedOnTransport
 from udrv.memory import Buffer, DmaMemory
 from udrv.nvme.admin import AdminResult
+from udrv.nvme.events import AsyncEvent
 from udrv.nvme.lifecycle import State
 from udrv.nvme.spec.identify import IdentifyController, IdentifyNamespace
 
@@ -120,6 +122,9 @@ class Backend(ABC):
     max_queue_entries: int = 0
     identify_synthesised: bool = False
 
+    #: Called when the controller said that its namespaces changed; set by the owner.
+    on_namespaces_changed: Callable[[], None] | None = None
+
     # --- up ---------------------------------------------------------------------------------
 
     @abstractmethod
@@ -190,6 +195,25 @@ class Backend(ABC):
     @abstractmethod
     def detach(self, pair: Pair) -> None:
         """Return with proof that the device is done with the pair; raise where there is none."""
+
+    # --- events -----------------------------------------------------------------------------
+
+    def poll_events(self) -> list[AsyncEvent]:
+        """See `Controller.poll_events`."""
+        raise UnsupportedOnTransport(
+            "asynchronous events go to the kernel's driver", device=self.target,
+            mend="watch the kernel's uevents, or drive the controller over VFIO",
+        )
+
+    @property
+    def event_counts(self) -> dict[str, int]:
+        """Requests armed, events dropped, requests refused; empty where they are not ours."""
+        return {}
+
+    @property
+    def event_fd(self) -> int:
+        """Readable when an event may have come; -1 where there is none."""
+        return -1
 
     # --- down, in this order ----------------------------------------------------------------
 

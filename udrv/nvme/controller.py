@@ -23,6 +23,7 @@ from udrv.nvme.aio import AsyncQueues
 from udrv.nvme.aio_queue import AsyncQueue
 from udrv.nvme.backend import Backend
 from udrv.nvme.direct import DirectBackend
+from udrv.nvme.events import AsyncEvent
 from udrv.nvme.lane import Lane
 from udrv.nvme.leases import Lease, Leases
 from udrv.nvme.lifecycle import State
@@ -102,6 +103,7 @@ class Controller:
                 )  # fmt: skip
             undo.pop_all()
         self._backend = backend
+        backend.on_namespaces_changed = self._forget_namespaces
         self.target = backend.target
         self.transport = backend.transport
         self.memory = backend.memory
@@ -229,11 +231,31 @@ class Controller:
             if sqe[:1] and sqe[0] in RESHAPING:  # also after a time-out: it may go on
                 self._forget_namespaces()
 
+    def poll_events(self) -> list[AsyncEvent]:
+        """Asynchronous events since the last call, the oldest first; does not wait.
+
+        The controller tells no second event of a type until the log page that the first one names
+        was read: `ctrl.get_log_page(event.log_page, ...)`. After a namespace notice, namespaces
+        have to be got again (`Controller.namespace`); those at hand refuse further use. An event
+        loop watches `event_fd`; others call this now and then.
+
+        Raises `UnsupportedOnTransport` where the kernel drives the controller.
+        """
+        return self._ready().poll_events()
+
+    @property
+    def event_fd(self) -> int:
+        """An eventfd that is readable when an event may have come; -1 without interrupts.
+
+        Do not read it: `poll_events` and every admin command do.
+        """
+        return self._ready().event_fd
+
     def _forget_namespaces(self) -> None:
-        with self._lock:
-            for namespace in self._namespaces.values():
-                namespace.stale = True
-            self._namespaces.clear()
+        # no lock: called inside of the admin queue's, which others wait for with ours held
+        for namespace in list(self._namespaces.values()):
+            namespace.stale = True
+        self._namespaces.clear()
 
     def namespace_ids(self) -> tuple[int, ...]:
         """NSIDs of active namespaces, ascending (CNS 02h, as many pages as it takes).

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, cast
@@ -11,6 +12,7 @@ from udrv.errors import ClosedError, NvmeStatusError
 from udrv.memory import DmaMemory, Ledger, NullLedger
 from udrv.nvme.admin import AdminQueue, AdminResult, active_nsids
 from udrv.nvme.backend import Backend, Pair, Step
+from udrv.nvme.events import MOST_ARMED, AsyncEvent, configuration
 from udrv.nvme.interrupts import Vectors
 from udrv.nvme.lifecycle import Lifecycle, State
 from udrv.nvme.pair import PRP_MAX_TRANSFER, QueuePair, StateMapper
@@ -99,7 +101,7 @@ class DirectBackend(Backend):
         )
         life.enable(entries=ADMIN_ENTRIES, sq_iova=pair.sq_iova, cq_iova=pair.cq_iova)
         self._tables = PrpTables(self.memory)
-        self._admin = AdminQueue(pair, self.memory, life)
+        self._admin = AdminQueue(pair, self.memory, life, self._namespaces_changed)
 
         life.enter(State.IDENTIFY)
         data = self.admin(command.identify(Cns.CONTROLLER), read=IDENTIFY_SIZE).data
@@ -122,6 +124,10 @@ class DirectBackend(Backend):
         granted = command.NumberOfQueues.unpack(result & 0xFFFF_FFFF)
         self.max_queues = min(queues, granted.nsq + 1, granted.ncq + 1, registers.last_qid)
         self.max_queue_entries = life.cap.max_queue_entries
+        feature, value = configuration(self.identify.oaes)
+        with contextlib.suppress(NvmeStatusError):  # then it tells what it tells by default
+            self.admin(command.set_features(feature, value))
+        self._admin.arm_events(min(self.identify.aerl + 1, MOST_ARMED))
         life.enter(State.READY)
 
     @property
@@ -155,6 +161,21 @@ class DirectBackend(Backend):
         if self._admin is None:
             raise ClosedError("the admin queue is not up", device=self.target)
         return self._admin.command(sqe, read=read, write=write, **kw)
+
+    def _namespaces_changed(self) -> None:
+        if self.on_namespaces_changed is not None:
+            self.on_namespaces_changed()
+
+    def poll_events(self) -> list[AsyncEvent]:
+        return [] if self._admin is None else self._admin.poll_events()
+
+    @property
+    def event_counts(self) -> dict[str, int]:
+        return {} if self._admin is None else self._admin.event_counts
+
+    @property
+    def event_fd(self) -> int:
+        return self.admin_pair.eventfd if self.admin_pair is not None else -1
 
     def namespace_ids(self) -> tuple[int, ...]:
         return active_nsids(self.admin, self.target)
