@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from async_suite import AsyncSuite
+from batch_suite import BatchSuite
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -39,7 +40,7 @@ def random_bytes(n: int) -> np.ndarray:
     return RNG.integers(0, 256, n, dtype=np.uint8)
 
 
-class DriverSuite(AsyncSuite):
+class DriverSuite(AsyncSuite, BatchSuite):
     @pytest.fixture
     def ctrl(self) -> Controller:
         raise NotImplementedError

@@ -319,12 +319,10 @@ class KernelBackend(Backend):
             file = self._file(nsid)
             if file.checked:
                 return
-            if not file.read_write and not self.block:
-                nodes.open_node(file.node.path, os.O_RDWR, target=self.target)  # says why not
-                raise PermissionDeniedError(
-                    f"{file.node.path} was opened for reading", device=self.target,
-                    mend="open the controller again",
-                )
+            if not file.read_write and not self.block:  # says why not, or it is permitted by now
+                self._replace(file, nodes.open_node(
+                    file.node.path, os.O_RDWR, target=self.target
+                ))  # fmt: skip
             if file.block is not None:
                 self._claim(file, file.block)
             file.checked = True
@@ -353,6 +351,10 @@ class KernelBackend(Backend):
         if not self.block:
             file.claim = fd  # nobody mounts it while we write
             return
+        self._replace(file, fd)
+
+    def _replace(self, file: _File, fd: int) -> None:
+        """From now on the namespace is reached by `fd`, which is open for writing."""
         old, file.fd = file.fd, fd
         file.read_write = True
         for pair in list(self._mapper.pairs):
