@@ -27,7 +27,10 @@ ENABLE = 0x0046_0001  # IOSQES 6, IOCQES 4, EN
 
 DELETE_SQ, CREATE_SQ, GET_LOG, DELETE_CQ, CREATE_CQ, IDENTIFY = 0, 1, 2, 4, 5, 6
 ABORT, SET_FEATURES, GET_FEATURES, ASYNC_EVENT = 8, 9, 10, 12
-FLUSH, WRITE, READ, WRITE_ZEROES = 0, 1, 2, 8
+NS_MANAGEMENT, FIRMWARE_COMMIT, FIRMWARE_DOWNLOAD, SELF_TEST = 0x0D, 0x10, 0x11, 0x14
+NS_ATTACHMENT, KEEP_ALIVE, FORMAT, SANITIZE = 0x15, 0x18, 0x80, 0x84
+FLUSH, WRITE, READ, WRITE_UNCORRECTABLE, COMPARE = 0, 1, 2, 4, 5
+WRITE_ZEROES, DATASET, VERIFY, COPY = 8, 9, 0x0C, 0x19
 
 #: (sct, sc) of what the controller answers.
 OK = (0, 0x00)
@@ -38,15 +41,35 @@ ABORTED = (0, 0x07)
 INVALID_NS = (0, 0x0B)
 SEQUENCE = (0, 0x0C)
 PRP_OFFSET = (0, 0x13)
+SANITIZING = (0, 0x1D)
 LBA_RANGE = (0, 0x80)
 CQ_INVALID = (1, 0x00)
 QID_INVALID = (1, 0x01)
 QSIZE_INVALID = (1, 0x02)
 AER_LIMIT = (1, 0x05)
+FIRMWARE_SLOT = (1, 0x06)
+FIRMWARE_IMAGE = (1, 0x07)
 VECTOR_INVALID = (1, 0x08)
 LOG_INVALID = (1, 0x09)
+FORMAT_INVALID = (1, 0x0A)
 QUEUE_DELETION = (1, 0x0C)
 NOT_SAVEABLE = (1, 0x0D)
+NOT_NS_SPECIFIC = (1, 0x0F)
+OVERLAP = (1, 0x14)
+NO_CAPACITY = (1, 0x15)
+NO_NSID = (1, 0x16)
+ALREADY_ATTACHED = (1, 0x18)
+NOT_ATTACHED = (1, 0x1A)
+NO_THIN = (1, 0x1B)
+CTRL_LIST = (1, 0x1C)
+SELF_TESTING = (1, 0x1D)
+INVALID_PI = (1, 0x81)
+SIZE_LIMIT = (1, 0x83)
+READ_ERROR = (2, 0x81)
+GUARD_ERROR = (2, 0x82)
+APPTAG_ERROR = (2, 0x83)
+REFTAG_ERROR = (2, 0x84)
+COMPARE_FAILURE = (2, 0x85)
 
 
 @dataclass(frozen=True)
@@ -62,11 +85,12 @@ class Completion:
 
 def command(
     opcode: int, *, flags: int = 0, cid: int = 0, nsid: int = 0, prp1: int = 0, prp2: int = 0,
-    cdw10: int = 0, cdw11: int = 0, cdw12: int = 0, cdw13: int = 0,
+    cdw10: int = 0, cdw11: int = 0, cdw12: int = 0, cdw13: int = 0, cdw14: int = 0,
+    cdw15: int = 0, mptr: int = 0,
 ) -> bytes:
     return struct.pack(
-        "<BBHIIIQQQIIIIII", opcode, flags, cid, nsid, 0, 0, 0, prp1, prp2,
-        cdw10, cdw11, cdw12, cdw13, 0, 0,
+        "<BBHIIIQQQIIIIII", opcode, flags, cid, nsid, 0, 0, mptr, prp1, prp2,
+        cdw10, cdw11, cdw12, cdw13, cdw14, cdw15,
     )
 
 

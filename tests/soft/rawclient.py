@@ -66,4 +66,4 @@ class Raw:
 
 def alive(raw: Raw) -> bool:
     error, body = raw.ask(9, proto.pack_access(offset=8, region=0, count=4))
-    return error == 0 and body[16:] == b"\0\4\1\0"
+    return error == 0 and body[16:] == b"\0\0\2\0"

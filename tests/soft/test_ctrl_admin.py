@@ -67,7 +67,7 @@ def test_identify_controller(drive: Drive) -> None:
     assert data[4:24] == b"S N".ljust(20)
     assert data[24:64] == b"udrv soft NVMe controller".ljust(40)
     assert data[77] == 5  # MDTS
-    assert struct.unpack_from("<I", data, 80) == (0x10400,)
+    assert struct.unpack_from("<I", data, 80) == (0x20000,)
     assert data[111] == 1  # I/O controller
     assert data[512:514] == b"\x66\x44"  # SQES, CQES
     assert struct.unpack_from("<I", data, 516) == (7,)  # NN
@@ -81,8 +81,7 @@ def test_identify_namespaces(drive: Drive) -> None:
         status, data = identify(driver, 0, nsid)
         assert status == OK
         assert struct.unpack_from("<QQQ", data) == (blocks, blocks, blocks)
-        assert data[26] == 0  # the first format is in use
-        assert data[130] == shift
+        assert data[130 + 4 * data[26]] == shift  # of the format in use
     status, data = identify(driver, 2)
     assert status == OK
     assert struct.unpack_from("<III", data) == (1, 2, 0)
@@ -94,8 +93,10 @@ def test_inactive_and_invalid_namespaces(drive: Drive) -> None:
     status, data = identify(driver, 0, nsid=3)
     assert status == OK and not any(data)  # inactive: zeroes
     for nsid in (0, 5, 0xFFFFFFFF):
-        assert identify(driver, 0, nsid)[0] == INVALID_NS
         assert identify(driver, 3, nsid)[0] == INVALID_NS
+    assert identify(driver, 0, 0)[0] == identify(driver, 0, 5)[0] == INVALID_NS
+    status, data = identify(driver, 0, 0xFFFFFFFF)  # what namespaces have in common
+    assert status == OK and not any(data[:24]) and data[25] == 4
     assert identify(driver, 3, nsid=3)[0] == INVALID_FIELD
     assert identify(driver, 2, nsid=0xFFFFFFFE)[0] == INVALID_NS
     assert identify(driver, 0x77)[0] == INVALID_FIELD
@@ -111,7 +112,7 @@ def test_namespace_descriptors_are_stable_and_differ(drive: Drive) -> None:
     assert identify(drive(options + "&serial=other"), 3, 1)[1] != names[0]
 
 
-@pytest.mark.parametrize("opcode", [0x03, 0x07, 0x0D, 0x10, 0x18, 0x80, 0x81, 0xC0, 0xFF])
+@pytest.mark.parametrize("opcode", [0x03, 0x07, 0x0E, 0x12, 0x19, 0x1C, 0x81, 0x86, 0xC0, 0xFF])
 def test_other_opcodes_are_refused(drive: Drive, opcode: int) -> None:
     done = drive().admin(opcode)
     assert done.status == INVALID_OPCODE
@@ -246,7 +247,7 @@ def test_features_that_do_not_exist(drive: Drive) -> None:
     for opcode in (GET_FEATURES, SET_FEATURES):
         for fid in (0x00, 0x03, 0x0C, 0x7F, 0xFF):
             assert driver.admin(opcode, cdw10=fid).status == INVALID_FIELD
-    assert driver.admin(SET_FEATURES, cdw10=0x8000_0006, cdw11=1).status == NOT_SAVEABLE
+    assert driver.admin(SET_FEATURES, cdw10=0x8000_0007, cdw11=1).status == NOT_SAVEABLE
     assert driver.admin(SET_FEATURES, cdw10=2, cdw11=1).status == INVALID_FIELD
     assert driver.admin(SET_FEATURES, cdw10=5, cdw11=1 << 16, nsid=1).status == INVALID_FIELD
     assert driver.admin(SET_FEATURES, cdw10=5, cdw11=1, nsid=9).status == INVALID_NS
@@ -315,7 +316,7 @@ def test_log_offsets_and_refusals(drive: Drive) -> None:
     assert log(driver, 3, 8, cdw12=8) == b"1.0     "
     assert log(driver, 3, 1024, cdw12=512) == bytes(1024)
     page = driver.bus(driver.pages(1))
-    for lid in (0x00, 0x04, 0x7F, 0xFF):
+    for lid in (0x07, 0x0D, 0x70, 0x7F, 0x80, 0xFF):
         assert driver.admin(GET_LOG, prp1=page, cdw10=lid).status == LOG_INVALID
     assert driver.admin(GET_LOG, prp1=page, cdw10=2, cdw12=2).status == INVALID_FIELD
     assert driver.admin(GET_LOG, prp1=page, cdw10=2, cdw12=516).status == INVALID_FIELD

@@ -71,8 +71,9 @@ def test_registers_at_start(drive: Drive) -> None:
     assert cap >> 24 & 0xFF  # TO
     assert cap >> 32 & 0xF == 0  # DSTRD
     assert cap >> 37 & 0xFF == 1  # NVM command set
-    assert cap >> 48 == 0  # 4 KiB pages
-    assert driver.reg(8) == 0x0001_0400
+    assert cap >> 48 == 1 << 11  # 4 KiB pages; CRWMS
+    assert driver.reg(0x68) == cap >> 24 & 0xFF  # CRTO.CRWMT
+    assert driver.reg(8) == 0x0002_0000
     assert driver.reg(CC) == driver.reg(CSTS) == driver.reg(AQA) == 0
     assert driver.reg(0x38, 8) == 0
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-FILES = ["test_ctrl_admin.py", "test_ctrl_doorbells.py", "test_ctrl_io.py", "test_ctrl_life.py",
-         "test_vfio_server.py"]
+FILES = sorted(path.name for path in HERE.glob("test_ctrl_*.py") if path != Path(__file__))
+FILES.append("test_vfio_server.py")
 
 
 @pytest.mark.skipif("UDRV_SOFT_PROGRAM" in os.environ, reason="this is that run")

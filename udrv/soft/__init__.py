@@ -2,7 +2,7 @@
 """A software NVMe controller in a process of its own, spoken to over vfio-user.
 
 `start` runs one for this process and ends it with the session; `serve` serves one on a socket for
-anyone. It is an I/O controller after NVMe 1.4 with the NVM command set, strict about what a
+anyone. It is an I/O controller after NVMe 2.0 with the NVM command set, strict about what a
 driver may do, and it knows nothing of udrv's own driver: the two share no definition.
 """
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Admin commands (NVMe 1.4, 5): the mandatory ones of an I/O controller, and Doorbell Buffer
- * Config.
+ * Admin commands (NVMe 1.4, 5): which there are, what they change, which of them a sanitize
+ * operation allows. The longer ones have files of their own.
  */
 #define _GNU_SOURCE
 #include "ctrl.h"
@@ -83,34 +83,117 @@ static uint16_t async_event(struct udrv_soft *c, const struct nv_sqe *cmd, uint3
 	return NV_NO_COMPLETION;
 }
 
+static uint16_t keep_alive(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t *result)
+{
+	(void)cmd;
+	(void)result;
+	c->alive_ns = soft_now_ns();
+	soft_schedule(c);
+	return NV_OK;
+}
+
+static uint16_t self_test(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t *result)
+{
+	(void)result;
+	return soft_self_test(c, cmd);
+}
+
+static uint16_t firmware_download(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t *result)
+{
+	(void)result;
+	return soft_firmware_download(c, cmd);
+}
+
+static uint16_t firmware_commit(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t *result)
+{
+	(void)result;
+	return soft_firmware_commit(c, cmd);
+}
+
+static uint16_t ns_attachment(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t *result)
+{
+	(void)result;
+	return soft_ns_attachment(c, cmd);
+}
+
+static uint16_t format(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t *result)
+{
+	(void)result;
+	return soft_format(c, cmd);
+}
+
+static uint16_t sanitize(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t *result)
+{
+	(void)result;
+	return soft_sanitize(c, cmd);
+}
+
 static uint16_t doorbell_buffer(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t *result)
 {
 	(void)result;
 	return soft_doorbell_buffer_config(c, cmd);
 }
 
-typedef uint16_t (*admin_fn)(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t *result);
+#define SUPPORTED (NV_EFFECT_SUPPORTED | NV_EFFECT_SCOPE_CONTROLLER)
+#define NAMESPACES (NV_EFFECT_SUPPORTED | NV_EFFECT_SCOPE_SUBSYSTEM | NV_EFFECT_INVENTORY)
+#define FIRMWARE (NV_EFFECT_SUPPORTED | NV_EFFECT_SCOPE_SUBSYSTEM | NV_EFFECT_CONTROLLER)
 
-static const admin_fn handlers[] = {
-	[NV_ADM_DELETE_SQ] = delete_sq,
-	[NV_ADM_CREATE_SQ] = create_sq,
-	[NV_ADM_GET_LOG] = get_log,
-	[NV_ADM_DELETE_CQ] = delete_cq,
-	[NV_ADM_CREATE_CQ] = create_cq,
-	[NV_ADM_IDENTIFY] = identify,
-	[NV_ADM_ABORT] = abort_command,
-	[NV_ADM_SET_FEATURES] = soft_set_feature,
-	[NV_ADM_GET_FEATURES] = soft_get_feature,
-	[NV_ADM_ASYNC_EVENT] = async_event,
-	[NV_ADM_DOORBELL_BUFFER] = doorbell_buffer,
+/**
+ * @effects:	its dword of log page 05h
+ * @sanitizing:	allowed during a sanitize operation (8.15.1; Get Log Page and Sanitize decide
+ *		for themselves)
+ */
+static const struct admin_command {
+	uint16_t (*run)(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t *result);
+	uint32_t effects;
+	bool sanitizing;
+} commands[] = {
+	[NV_ADM_DELETE_SQ] = { delete_sq, SUPPORTED, true },
+	[NV_ADM_CREATE_SQ] = { create_sq, SUPPORTED, true },
+	[NV_ADM_GET_LOG] = { get_log, SUPPORTED, true },
+	[NV_ADM_DELETE_CQ] = { delete_cq, SUPPORTED, true },
+	[NV_ADM_CREATE_CQ] = { create_cq, SUPPORTED, true },
+	[NV_ADM_IDENTIFY] = { identify, SUPPORTED, true },
+	[NV_ADM_ABORT] = { abort_command, SUPPORTED, true },
+	[NV_ADM_SET_FEATURES] = { soft_set_feature, SUPPORTED | NV_EFFECT_CONTROLLER, true },
+	[NV_ADM_GET_FEATURES] = { soft_get_feature, SUPPORTED, true },
+	[NV_ADM_ASYNC_EVENT] = { async_event, SUPPORTED, true },
+	[NV_ADM_NS_MANAGEMENT] = { soft_ns_management, NAMESPACES, false },
+	[NV_ADM_FIRMWARE_COMMIT] = { firmware_commit, FIRMWARE, false },
+	[NV_ADM_FIRMWARE_DOWNLOAD] = { firmware_download, SUPPORTED, false },
+	[NV_ADM_SELF_TEST] = { self_test, SUPPORTED, false },
+	[NV_ADM_NS_ATTACHMENT] = { ns_attachment, NAMESPACES, false },
+	[NV_ADM_KEEP_ALIVE] = { keep_alive, SUPPORTED, true },
+	[NV_ADM_DOORBELL_BUFFER] = { doorbell_buffer, SUPPORTED, true },
+	[NV_ADM_FORMAT] = { format, NV_EFFECT_SUPPORTED | NV_EFFECT_SCOPE_NS | NV_EFFECT_CONTENT |
+				    NV_EFFECT_NS | NV_EFFECT_EXCLUSIVE_NS, false },
+	[NV_ADM_SANITIZE] = { sanitize, NV_EFFECT_SUPPORTED | NV_EFFECT_SCOPE_SUBSYSTEM |
+					NV_EFFECT_CONTENT | NV_EFFECT_EXCLUSIVE, true },
 };
+
+#define NR_COMMANDS (sizeof(commands) / sizeof(commands[0]))
+
+uint32_t soft_admin_effects(uint32_t opcode)
+{
+	return opcode < NR_COMMANDS ? commands[opcode].effects : 0;
+}
 
 uint16_t soft_admin(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t *result)
 {
-	if (cmd->opcode >= sizeof(handlers) / sizeof(handlers[0]) || !handlers[cmd->opcode])
+	if (cmd->opcode >= NR_COMMANDS || !commands[cmd->opcode].run)
 		return NV_INVALID_OPCODE;
-	/* Fused operations do not exist here; "PSDT: 00b for Admin commands" over PCIe (4.2). */
+	/* Admin commands are never fused; "PSDT: 00b for Admin commands" over PCIe (4.2). */
 	if (cmd->flags & (NV_FLAGS_FUSE | NV_FLAGS_PSDT))
 		return NV_INVALID_FIELD;
-	return handlers[cmd->opcode](c, cmd, result);
+	if (c->due_ns && soft_now_ns() >= c->due_ns)
+		soft_tick(c, soft_now_ns());
+	if (!c->running)
+		return NV_NO_COMPLETION; /* the Keep Alive Timer expired before it came */
+	if (!commands[cmd->opcode].sanitizing) {
+		if (c->sanitize.running)
+			return NV_SANITIZING;
+		if (soft_sanitize_failed(c))
+			return NV_SANITIZE_FAILED;
+	}
+	return commands[cmd->opcode].run(c, cmd, result);
 }

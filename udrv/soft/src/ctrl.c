@@ -4,7 +4,7 @@
  * CSTS.RDY (NVMe 1.4, 3.1 and 7.6).
  */
 #define _GNU_SOURCE
-#include "ctrl.h"
+#include "block.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -63,6 +63,17 @@ static int open_doorbells(struct udrv_soft *c)
 	return 0;
 }
 
+static int open_scratch(struct udrv_soft *c)
+{
+	void *at = mmap(NULL, sizeof(struct scratch), PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (at == MAP_FAILED)
+		return -errno;
+	c->scratch = at;
+	return 0;
+}
+
 static int open_counters(struct udrv_soft *c)
 {
 	struct stat st;
@@ -104,17 +115,24 @@ int udrv_soft_new(const struct udrv_soft_config *cfg, struct udrv_soft **ctrl)
 	for (uint32_t i = 0; i < UDRV_SOFT_MAX_NS; i++)
 		c->media[i].fd = -1;
 	c->cap = (uint64_t)(cfg->entries - 1) | NV_CAP_CQR | NV_CAP_TO(READY_TIMEOUT_500MS) |
-		 NV_CAP_CSS_NVM;
+		 NV_CAP_CSS_NVM | NV_CAP_CRWMS;
 
-	err = open_doorbells(c);
+	err = open_scratch(c);
+	if (!err)
+		err = open_doorbells(c);
 	if (!err)
 		err = open_counters(c);
-	for (uint32_t i = 0; !err && i < cfg->nr_ns; i++)
+	for (uint32_t i = 0; !err && i < cfg->nr_ns; i++) {
 		err = soft_media_open(&c->media[i], &cfg->ns[i]);
+		soft_ns_configured(&c->media[i]);
+		c->capacity += c->media[i].bytes;
+	}
 	if (err) {
 		udrv_soft_free(c);
 		return err;
 	}
+	soft_features_init(c);
+	soft_firmware_init(c);
 	soft_function_reset(c);
 	*ctrl = c;
 	return 0;
@@ -133,6 +151,8 @@ void udrv_soft_free(struct udrv_soft *c)
 		munmap(c->counters, sizeof(*c->counters));
 	else
 		free(c->counters);
+	if (c->scratch)
+		munmap(c->scratch, sizeof(struct scratch));
 	if (c->doorbells)
 		munmap((void *)c->doorbells, BAR0_DOORBELLS_SIZE);
 	if (c->doorbell_fd >= 0)
@@ -179,15 +199,8 @@ static void enable(struct udrv_soft *c)
 	}
 	soft_queues_start_admin(c);
 	c->csts = NV_CSTS_RDY;
+	c->alive_ns = soft_now_ns();
 	update_running(c);
-}
-
-static void sync_all(struct udrv_soft *c)
-{
-	for (uint32_t i = 0; i < c->cfg.nr_ns; i++) {
-		if (!soft_media_sync(&c->media[i]))
-			c->stat.media_errors++;
-	}
 }
 
 void soft_controller_reset(struct udrv_soft *c)
@@ -197,6 +210,9 @@ void soft_controller_reset(struct udrv_soft *c)
 	memset(&c->shadow, 0, sizeof(c->shadow));
 	memset(&c->event, 0, sizeof(c->event));
 	soft_features_reset(c);
+	soft_firmware_reset(c);
+	soft_self_test_abort(c, SOFT_TEST_RESET);
+	soft_schedule(c);
 	c->allocated_queues = c->cfg.queues;
 	c->cc &= ~NV_CC_EN;
 	c->csts = 0;
@@ -237,7 +253,8 @@ static void write_cc(struct udrv_soft *c, uint32_t value)
 		soft_controller_reset(c);
 	}
 	if (NV_CC_SHN(value) && NV_CC_SHN(value) != NV_CC_SHN(old)) {
-		sync_all(c);
+		if (!soft_sync_all(c))
+			c->stat.media_errors++;
 		c->csts = (c->csts & ~NV_CSTS_SHST_MASK) | NV_CSTS_SHST_DONE;
 		update_running(c);
 	}
@@ -257,7 +274,7 @@ static void put64(uint8_t *image, uint32_t at, uint64_t value)
 
 static uint32_t bar_byte_area(struct udrv_soft *c, uint32_t offset, uint8_t *byte)
 {
-	uint8_t image[0x38] = { 0 };
+	uint8_t image[0x6c] = { 0 };
 	uint32_t value, at;
 
 	if (offset < sizeof(image)) {
@@ -270,6 +287,7 @@ static uint32_t bar_byte_area(struct udrv_soft *c, uint32_t offset, uint8_t *byt
 		put32(image, NV_REG_AQA, c->aqa);
 		put64(image, NV_REG_ASQ, c->asq);
 		put64(image, NV_REG_ACQ, c->acq);
+		put32(image, NV_REG_CRTO, READY_TIMEOUT_500MS); /* CRWMT */
 		memcpy(byte, image + offset, sizeof(image) - offset);
 		return sizeof(image) - offset;
 	}
@@ -299,7 +317,7 @@ static uint32_t bar_byte_area(struct udrv_soft *c, uint32_t offset, uint8_t *byt
 
 void soft_bar_read(struct udrv_soft *c, uint32_t offset, void *data, uint32_t count)
 {
-	uint8_t piece[64];
+	uint8_t piece[0x6c];
 	uint8_t *out = data;
 
 	while (count) {

@@ -6,8 +6,10 @@
  *   pci.c       configuration space, interrupts
  *   queue.c     fetching, completing, creating and deleting queues
  *   bell.c      doorbells: registers, and shadow doorbells in the host's memory
- *   admin.c     admin commands; identify.c, feature.c, event.c (logs and events) belong to it
- *   io.c        I/O commands; prp.c finds their data; media.c keeps it
+ *   admin.c     admin commands; identify.c, feature.c, log.c, event.c, ns.c (management, attachment,
+ *               Format), sanitize.c, selftest.c, firmware.c belong to it
+ *   io.c        I/O commands; nvm.c those that are no plain Read or Write; pi.c metadata's
+ *               protection information; prp.c finds their data; media.c keeps it
  *   server.c    vfio-user messages; conn.c moves them; loop.c is the one loop
  *
  * One thread runs all of it; nothing here is shared with another thread, and the only things
@@ -25,6 +27,7 @@
 #include <udrv/soft.h>
 
 #include "dma.h"
+#include "state.h"
 #include "wire.h"
 
 #define BAR0_SIZE 0x4000u
@@ -35,14 +38,17 @@
 #define PCI_CONFIG_SIZE 0x1000u
 
 #define MAX_QID UDRV_SOFT_MAX_QUEUES
-#define MAX_VECTORS (UDRV_SOFT_MAX_QUEUES + 1)
 #define MAX_MDTS 9u
 #define MAX_SEGMENTS ((1u << MAX_MDTS) + 1)
-#define AER_MAX 4u
-#define ERROR_LOG_ENTRIES 64u
 #define TEMPERATURE_K 310u
 #define WARNING_TEMPERATURE_K 343u
 #define CRITICAL_TEMPERATURE_K 358u
+#define CONTROLLER_ID 1u
+#define SOFT_FORMATS 5u
+/* Copy: source ranges, blocks of one and of all of them */
+#define SOFT_COPY_RANGES 16u
+#define SOFT_COPY_RANGE 256u
+#define SOFT_COPY_BLOCKS 1024u
 
 static_assert(MAX_VECTORS * 16 <= BAR0_MSIX_PBA - BAR0_MSIX_TABLE, "the MSI-X table has room");
 static_assert((MAX_QID + 1) * 8 <= BAR0_DOORBELLS_SIZE, "the doorbells have room");
@@ -128,59 +134,6 @@ struct soft_irq {
 	bool pending;
 };
 
-/**
- * struct soft_media - the namespace behind one NSID
- * @memory:	all of it, if it is memory
- * @fd:		the file, if it is a file (the caller's), else -1
- */
-struct soft_media {
-	uint64_t blocks;
-	uint32_t lba_shift;
-	int fd;
-	uint8_t *memory;
-	uint64_t bytes;
-};
-
-/* What Set Features changes; a controller reset puts the defaults back (nothing is saveable). */
-struct soft_features {
-	uint32_t arbitration;
-	uint32_t power;
-	uint32_t over_temperature;
-	uint32_t under_temperature;
-	uint32_t error_recovery;
-	uint32_t write_cache;
-	uint32_t coalescing;
-	uint32_t atomicity;
-	uint32_t events;
-	bool vector_uncoalesced[MAX_VECTORS];
-};
-
-/**
- * struct soft_events - Asynchronous Event Requests and events
- * @parked:	command ids of requests that wait for an event
- * @pending:	an event of this type waits for a request
- * @masked:	this type was reported; its log page must be read before it is reported again
- * @dword:	Dword 0 of the completion that reports it
- */
-struct soft_events {
-	uint32_t nr_parked;
-	uint16_t parked[AER_MAX];
-	bool pending[NV_EVENT_TYPES];
-	bool masked[NV_EVENT_TYPES];
-	uint32_t dword[NV_EVENT_TYPES];
-};
-
-struct soft_statistics {
-	uint64_t sectors_read; /* of 512 bytes */
-	uint64_t sectors_written;
-	uint64_t reads;
-	uint64_t writes;
-	uint64_t media_errors;
-	uint64_t unsafe_shutdowns;
-	uint64_t errors;
-	struct nv_error_entry log[ERROR_LOG_ENTRIES]; /* entry of error n at (n - 1) % ENTRIES */
-};
-
 struct udrv_soft {
 	struct udrv_soft_config cfg;
 
@@ -206,17 +159,28 @@ struct udrv_soft {
 	uint16_t cqs[MAX_QID + 1];
 	uint32_t allocated_queues;
 
-	struct soft_features feature;
+	struct soft_features feature; /* current values */
+	struct soft_features feature_default;
+	struct soft_features feature_saved;
+	struct soft_clock clock;
 	struct soft_events event;
 	struct soft_statistics stat;
+	struct soft_self_test test;
+	struct soft_sanitize sanitize;
+	struct soft_firmware slots;
 	uint64_t born_ns;
+	uint64_t alive_ns; /* when the Keep Alive Timer was restarted last */
+	uint64_t due_ns; /* when soft_tick() is due, 0 never */
+	uint32_t nr_changed_ns; /* since the log of them was read */
+	uint32_t changed_ns[UDRV_SOFT_MAX_NS];
 
 	uint8_t pci[PCI_CONFIG_SIZE];
 	uint8_t msix_table[MAX_VECTORS * 16];
 	uint32_t nr_vectors;
 	struct soft_irq irq[MAX_VECTORS];
 
-	struct soft_media media[UDRV_SOFT_MAX_NS];
+	struct soft_media media[UDRV_SOFT_MAX_NS]; /* by NSID - 1 */
+	uint64_t capacity; /* bytes that all namespaces may have together */
 
 	struct dma_table dma;
 	struct dma_ref list_ref;
@@ -229,7 +193,13 @@ struct udrv_soft {
 		struct nv_id_ns id_ns;
 		struct nv_smart smart;
 		struct nv_firmware firmware;
+		struct nv_effects effects;
+		struct nv_self_test_log self_test;
+		struct nv_sanitize_log sanitized;
+		uint16_t words[NV_PAGE_SIZE / 2];
+		uint32_t dwords[NV_PAGE_SIZE / 4];
 	};
+	uint8_t *scratch; /* struct scratch of nvm.c: for commands that cannot work in place */
 
 	struct udrv_soft_counters *counters; /* shared with the caller, or private */
 	bool counters_mapped;
@@ -324,21 +294,70 @@ bool soft_complete_admin(struct udrv_soft *c, uint16_t cid, uint16_t status, uin
  */
 uint16_t soft_admin(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t *result);
 
+uint32_t soft_admin_effects(uint32_t opcode); /* the dword of log page 05h */
+
 uint16_t soft_identify(struct udrv_soft *c, const struct nv_sqe *cmd);
+
 uint16_t soft_set_feature(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t *result);
 uint16_t soft_get_feature(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t *result);
+uint32_t soft_feature_effects(uint32_t fid); /* the dword of log page 12h */
+void soft_features_init(struct udrv_soft *c);
 void soft_features_reset(struct udrv_soft *c);
 
 uint16_t soft_get_log(struct udrv_soft *c, const struct nv_sqe *cmd);
 void soft_log_error(struct udrv_soft *c, const struct nv_sqe *cmd, uint16_t sqid,
 		    uint16_t status);
+uint64_t soft_power_on_hours(const struct udrv_soft *c);
+
 void soft_event_raise(struct udrv_soft *c, enum nv_event_type type, uint32_t info, uint32_t log);
 void soft_events_deliver(struct udrv_soft *c);
+uint8_t soft_warnings(const struct udrv_soft *c); /* the SMART log's byte 0 */
 void soft_check_temperature(struct udrv_soft *c);
+void soft_ns_changed(struct udrv_soft *c, uint32_t nsid);
+
+/* soft_schedule() - work out c->due_ns anew; soft_tick() - do what is due at @now */
+void soft_schedule(struct udrv_soft *c);
+void soft_tick(struct udrv_soft *c, uint64_t now);
+
+/* --- selftest.c, firmware.c, sanitize.c, ns.c ---------------------------------------------- */
+
+enum soft_test_result { /* base 2.0, figure 213 */
+	SOFT_TEST_PASSED = 0,
+	SOFT_TEST_COMMAND = 1, /* aborted by: a Device Self-test command */
+	SOFT_TEST_RESET = 2,
+	SOFT_TEST_REMOVED = 3,
+	SOFT_TEST_FORMAT = 4,
+	SOFT_TEST_FAILED = 7,
+	SOFT_TEST_SANITIZE = 9,
+};
+
+uint16_t soft_self_test(struct udrv_soft *c, const struct nv_sqe *cmd);
+void soft_self_test_abort(struct udrv_soft *c, enum soft_test_result why);
+void soft_self_test_end(struct udrv_soft *c);
+void soft_self_test_log(struct udrv_soft *c, struct nv_self_test_log *log);
+
+void soft_firmware_init(struct udrv_soft *c);
+void soft_firmware_reset(struct udrv_soft *c);
+uint16_t soft_firmware_download(struct udrv_soft *c, const struct nv_sqe *cmd);
+uint16_t soft_firmware_commit(struct udrv_soft *c, const struct nv_sqe *cmd);
+
+uint16_t soft_sanitize(struct udrv_soft *c, const struct nv_sqe *cmd);
+void soft_sanitize_end(struct udrv_soft *c);
+bool soft_sanitize_failed(const struct udrv_soft *c);
+void soft_sanitize_written(struct udrv_soft *c); /* data came after a sanitize operation */
+void soft_sanitize_log(const struct udrv_soft *c, struct nv_sanitize_log *log);
+
+void soft_ns_configured(struct soft_media *m); /* one that udrv_soft_new() opened */
+void soft_ns_formats(struct nv_id_ns *id);
+uint64_t soft_unallocated(const struct udrv_soft *c);
+uint16_t soft_format(struct udrv_soft *c, const struct nv_sqe *cmd);
+uint16_t soft_ns_management(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t *result);
+uint16_t soft_ns_attachment(struct udrv_soft *c, const struct nv_sqe *cmd);
 
 /* --- io.c ---------------------------------------------------------------------------------- */
 
 uint16_t soft_io(struct udrv_soft *c, const struct nv_sqe *cmd);
+uint32_t soft_io_effects(uint32_t opcode); /* the dword of log page 05h */
 
 /* --- prp.c --------------------------------------------------------------------------------- */
 
@@ -351,15 +370,21 @@ uint16_t soft_io(struct udrv_soft *c, const struct nv_sqe *cmd);
 uint16_t soft_map_data(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t len,
 		       uint32_t rights);
 
-/* soft_answer() - copy @len bytes, up to a page, to where the command's PRPs point */
+/* soft_scatter() - copy @len bytes to c->segment; soft_gather() - from it */
+void soft_scatter(struct udrv_soft *c, const void *data, size_t len);
+void soft_gather(struct udrv_soft *c, void *data, size_t len);
+
+/* soft_answer() - copy @len bytes to where the command's PRPs point; soft_fetch() - from there */
 uint16_t soft_answer(struct udrv_soft *c, const struct nv_sqe *cmd, const void *data,
 		     uint32_t len);
+uint16_t soft_fetch(struct udrv_soft *c, const struct nv_sqe *cmd, void *data, uint32_t len);
 
 /* --- media.c ------------------------------------------------------------------------------- */
 
 int soft_media_open(struct soft_media *m, const struct udrv_soft_ns *ns);
 void soft_media_close(struct soft_media *m);
 bool soft_media_sync(struct soft_media *m);
+bool soft_sync_all(struct udrv_soft *c);
 
 /**
  * soft_media_io() - move what c->segment points to, to or from byte @at of the media
@@ -369,12 +394,28 @@ bool soft_media_sync(struct soft_media *m);
 uint16_t soft_media_io(struct udrv_soft *c, struct soft_media *m, uint64_t at, bool write,
 		       bool durable);
 
-/* soft_media_zero() - @len bytes from byte @at read as zeroes from now on */
-uint16_t soft_media_zero(struct soft_media *m, uint64_t at, uint64_t len);
+/* soft_media_zero() - @len bytes from byte @at read as zeroes from now on; @give_back: free them */
+uint16_t soft_media_zero(struct soft_media *m, uint64_t at, uint64_t len, bool give_back);
+
+/* soft_media_erase() - all data and metadata, and what is known of bad blocks, is gone */
+bool soft_media_erase(struct soft_media *m);
+
+/* soft_media_metadata() - make room for metadata of m->ms bytes a block, as if never written */
+bool soft_media_metadata(struct soft_media *m);
+
+/* soft_media_bad() - mark blocks as unreadable, or not; false: no memory for the map */
+bool soft_media_bad(struct soft_media *m, uint64_t slba, uint64_t blocks, bool bad);
+bool soft_media_any_bad(const struct soft_media *m, uint64_t slba, uint64_t blocks);
+bool soft_media_first_bad(const struct soft_media *m, uint64_t *lba);
+
+static inline bool soft_ns_allocated(const struct udrv_soft *c, uint32_t nsid)
+{
+	return nsid - 1 < UDRV_SOFT_MAX_NS && c->media[nsid - 1].allocated;
+}
 
 static inline bool soft_ns_active(const struct udrv_soft *c, uint32_t nsid)
 {
-	return nsid >= 1 && nsid <= c->cfg.nr_ns;
+	return nsid - 1 < UDRV_SOFT_MAX_NS && c->media[nsid - 1].attached;
 }
 
 #endif /* UDRV_SOFT_CTRL_H */

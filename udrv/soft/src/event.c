@@ -1,155 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Log pages and asynchronous events (NVMe 1.4, 5.14 and 5.2). */
+/*
+ * Asynchronous events (NVMe 1.4, 5.2), and what is due at a time: the Keep Alive Timer and the end
+ * of a sanitize operation.
+ */
 #define _GNU_SOURCE
 #include "ctrl.h"
 
 #include <string.h>
 
-#define NS_PER_MINUTE 60000000000ull
-#define NS_PER_HOUR (60 * NS_PER_MINUTE)
 #define WARN_TEMPERATURE (1u << 1)
-#define RETAIN_EVENT (1u << 15)
-
-/* --- the error log ------------------------------------------------------------------------- */
-
-void soft_log_error(struct udrv_soft *c, const struct nv_sqe *cmd, uint16_t sqid, uint16_t status)
-{
-	struct soft_statistics *s = &c->stat;
-	struct nv_error_entry *e = &s->log[s->errors % ERROR_LOG_ENTRIES];
-
-	s->errors++;
-	memset(e, 0, sizeof(*e));
-	e->count = s->errors;
-	e->sqid = sqid;
-	e->cid = cmd->cid;
-	e->status = (uint16_t)(status << 1);
-	e->location = 0xffff; /* not narrowed down to a field */
-	e->lba = sqid ? (uint64_t)cmd->cdw11 << 32 | cmd->cdw10 : 0;
-	e->nsid = cmd->nsid;
-}
-
-/* Newest first; entries that were never used are zero. */
-static uint32_t fill_error_log(const struct udrv_soft *c, uint8_t *page)
-{
-	const struct soft_statistics *s = &c->stat;
-
-	for (uint32_t i = 0; i < ERROR_LOG_ENTRIES && i < s->errors; i++) {
-		const struct nv_error_entry *e = &s->log[(s->errors - 1 - i) % ERROR_LOG_ENTRIES];
-
-		memcpy(page + i * sizeof(*e), e, sizeof(*e));
-	}
-	return ERROR_LOG_ENTRIES * sizeof(struct nv_error_entry);
-}
-
-static_assert(ERROR_LOG_ENTRIES * sizeof(struct nv_error_entry) <= NV_PAGE_SIZE,
-	      "the error log fits into a page");
-
-/* --- the other logs ------------------------------------------------------------------------ */
-
-static uint8_t warnings(const struct udrv_soft *c)
-{
-	if (TEMPERATURE_K >= c->feature.over_temperature ||
-	    TEMPERATURE_K <= c->feature.under_temperature)
-		return WARN_TEMPERATURE;
-	return 0;
-}
-
-static uint32_t fill_smart(const struct udrv_soft *c, struct nv_smart *log)
-{
-	const struct soft_statistics *s = &c->stat;
-
-	log->warning = warnings(c);
-	log->temperature = TEMPERATURE_K;
-	log->spare = 100;
-	log->spare_threshold = 10;
-	/* In thousands of 512 bytes, rounded up. */
-	log->units_read.low = (s->sectors_read + 999) / 1000;
-	log->units_written.low = (s->sectors_written + 999) / 1000;
-	log->reads.low = s->reads;
-	log->writes.low = s->writes;
-	log->power_cycles.low = 1;
-	log->power_on_hours.low = (soft_now_ns() - c->born_ns) / NS_PER_HOUR;
-	log->unsafe_shutdowns.low = s->unsafe_shutdowns;
-	log->media_errors.low = s->media_errors;
-	log->error_entries.low = s->errors;
-	return sizeof(*log);
-}
-
-static uint32_t fill_firmware(struct nv_firmware *log)
-{
-	log->afi = 1;
-	memcpy(log->frs[0], "1.0     ", sizeof(log->frs[0]));
-	return sizeof(*log);
-}
-
-static void unmask(struct udrv_soft *c, enum nv_event_type type)
-{
-	c->event.masked[type] = false;
-}
-
-static uint16_t send_log(struct udrv_soft *c, const struct nv_sqe *cmd, const void *log,
-			 uint32_t size)
-{
-	uint64_t dwords = ((uint64_t)(cmd->cdw11 & 0xffff) << 16 | cmd->cdw10 >> 16) + 1;
-	uint64_t offset = (uint64_t)cmd->cdw13 << 32 | cmd->cdw12;
-	uint64_t len = dwords * 4;
-	uint16_t status;
-
-	if (offset % 4 || offset > size || len > (uint64_t)NV_PAGE_SIZE << c->cfg.mdts)
-		return NV_INVALID_FIELD;
-	status = soft_map_data(c, cmd, (uint32_t)len, DMA_WRITE);
-	if (status)
-		return status;
-	for (uint32_t i = 0; i < c->nr_segments; i++) {
-		uint8_t *to = c->segment[i].iov_base;
-		size_t room = c->segment[i].iov_len;
-		size_t part = size - offset < room ? (size_t)(size - offset) : room;
-
-		/* What lies beyond the end of the log is zero. */
-		memcpy(to, (const uint8_t *)log + offset, part);
-		memset(to + part, 0, room - part);
-		offset += part;
-	}
-	return NV_OK;
-}
-
-uint16_t soft_get_log(struct udrv_soft *c, const struct nv_sqe *cmd)
-{
-	enum nv_event_type type = NV_EVENT_TYPES;
-	const void *log = c->page;
-	uint16_t status;
-	uint32_t size;
-
-	memset(c->page, 0, sizeof(c->page));
-	switch (cmd->cdw10 & 0xff) {
-	case NV_LOG_ERROR:
-		size = fill_error_log(c, c->page);
-		type = NV_EVENT_ERROR;
-		break;
-	case NV_LOG_SMART:
-		size = fill_smart(c, &c->smart);
-		type = NV_EVENT_SMART;
-		break;
-	case NV_LOG_FIRMWARE:
-		size = fill_firmware(&c->firmware);
-		break;
-	case NV_LOG_COUNTERS:
-		log = c->counters;
-		size = sizeof(*c->counters);
-		break;
-	default:
-		return NV_LOG_INVALID;
-	}
-	/* LPA bit 0 is 0: these are the controller's, and no namespace has its own. */
-	if (cmd->nsid != 0 && cmd->nsid != NV_NSID_ALL)
-		return NV_INVALID_FIELD;
-	status = send_log(c, cmd, log, size);
-	if (!status && type != NV_EVENT_TYPES && !(cmd->cdw10 & RETAIN_EVENT))
-		unmask(c, type);
-	return status;
-}
-
-/* --- events -------------------------------------------------------------------------------- */
+#define NS_PER_MS 1000000ull
 
 void soft_event_raise(struct udrv_soft *c, enum nv_event_type type, uint32_t info, uint32_t log)
 {
@@ -175,11 +35,74 @@ void soft_events_deliver(struct udrv_soft *c)
 		memmove(&e->parked[0], &e->parked[1], e->nr_parked * sizeof(e->parked[0]));
 		e->pending[type] = false;
 		e->masked[type] = true;
+		if (type == NV_EVENT_NOTICE)
+			e->notice_log = e->dword[type] >> 16;
 	}
+}
+
+/* --- what raises them ---------------------------------------------------------------------- */
+
+uint8_t soft_warnings(const struct udrv_soft *c)
+{
+	if (TEMPERATURE_K >= c->feature.over_temperature ||
+	    TEMPERATURE_K <= c->feature.under_temperature)
+		return WARN_TEMPERATURE;
+	return 0;
 }
 
 void soft_check_temperature(struct udrv_soft *c)
 {
-	if (warnings(c) & c->feature.events & WARN_TEMPERATURE)
+	if (soft_warnings(c) & c->feature.events & WARN_TEMPERATURE)
 		soft_event_raise(c, NV_EVENT_SMART, NV_EVENT_TEMPERATURE, NV_LOG_SMART);
+}
+
+void soft_ns_changed(struct udrv_soft *c, uint32_t nsid)
+{
+	uint32_t i = 0;
+
+	while (i < c->nr_changed_ns && c->changed_ns[i] < nsid)
+		i++;
+	if (i == c->nr_changed_ns || c->changed_ns[i] != nsid) {
+		/* There is room: a namespace is in it once. */
+		memmove(&c->changed_ns[i + 1], &c->changed_ns[i],
+			(c->nr_changed_ns - i) * sizeof(c->changed_ns[0]));
+		c->changed_ns[i] = nsid;
+		c->nr_changed_ns++;
+	}
+	if (c->feature.events & NV_OAES_NS_ATTRIBUTE)
+		soft_event_raise(c, NV_EVENT_NOTICE, NV_EVENT_NS_ATTRIBUTE, NV_LOG_CHANGED_NS);
+}
+
+/* --- what is due at a time ----------------------------------------------------------------- */
+
+static void due_at(struct udrv_soft *c, uint64_t ns)
+{
+	if (!c->due_ns || ns < c->due_ns)
+		c->due_ns = ns;
+}
+
+void soft_schedule(struct udrv_soft *c)
+{
+	c->due_ns = 0;
+	if (c->feature.keep_alive_ms)
+		due_at(c, c->alive_ns + c->feature.keep_alive_ms * NS_PER_MS);
+	if (c->sanitize.running)
+		due_at(c, c->sanitize.end_ns);
+	if (c->test.code)
+		due_at(c, c->test.end_ns);
+}
+
+void soft_tick(struct udrv_soft *c, uint64_t now)
+{
+	if (c->test.code && now >= c->test.end_ns)
+		soft_self_test_end(c);
+	if (c->sanitize.running && now >= c->sanitize.end_ns)
+		soft_sanitize_end(c);
+	/* Base 2.0, 3.9: the host is taken for dead. */
+	if (c->feature.keep_alive_ms &&
+	    now >= c->alive_ns + c->feature.keep_alive_ms * NS_PER_MS) {
+		c->feature.keep_alive_ms = 0;
+		soft_fatal(c);
+	}
+	soft_schedule(c);
 }

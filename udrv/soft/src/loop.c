@@ -26,6 +26,8 @@
 /* Naps while nothing came for LONG_IDLE_NS: seldom enough to cost well under 1 % of a CPU. */
 #define NAP_LONG_NS 4000000u
 #define LONG_IDLE_NS 1000000000ull
+/* The longest sleep while something is due at a time. */
+#define BOUNDED_NS 100000000ull
 
 /*
  * A poll that found nothing for this long offers the CPU to whoever else can run: the driver that
@@ -48,6 +50,14 @@ static void cpu_relax(void)
 #endif
 }
 
+/* Until what is due, but no longer than a nap: that is a struct timespec without seconds. */
+static int64_t bounded(uint64_t due_ns, uint64_t now)
+{
+	uint64_t left = due_ns > now ? due_ns - now : 1;
+
+	return left < BOUNDED_NS ? (int64_t)left : (int64_t)BOUNDED_NS;
+}
+
 /*
  * Return: how long to wait for the socket in nanoseconds: 0 to look at it without waiting, -1 for
  * ever, -2 not to look at all.
@@ -64,9 +74,15 @@ static int64_t patience(struct udrv_soft *c, struct nap *nap, bool work)
 	if (work) {
 		nap->idle_since = 0;
 		nap->ns = NAP_MIN_NS;
-		return ++nap->passes % SOCKET_EVERY ? -2 : 0;
+		if (++nap->passes % SOCKET_EVERY)
+			return -2;
+		if (c->due_ns && soft_now_ns() >= c->due_ns)
+			soft_tick(c, soft_now_ns());
+		return 0;
 	}
 	now = soft_now_ns();
+	if (c->due_ns && now >= c->due_ns)
+		soft_tick(c, now);
 	if (!nap->idle_since)
 		nap->idle_since = now;
 	if (now - nap->idle_since < c->cfg.spin_us * 1000ull) {
@@ -80,7 +96,7 @@ static int64_t patience(struct udrv_soft *c, struct nap *nap, bool work)
 		if (!soft_bells_arm(c))
 			return -2;
 		c->counters->naps++;
-		return -1;
+		return c->due_ns ? bounded(c->due_ns, now) : -1;
 	}
 	longest = now - nap->idle_since < LONG_IDLE_NS ? NAP_MAX_NS : NAP_LONG_NS;
 	ns = nap->ns;

@@ -10,12 +10,20 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* Pages come into being when they are written, so a large namespace costs nothing. */
+static void *fresh(uint64_t bytes)
+{
+	void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return at == MAP_FAILED ? NULL : at;
+}
+
 int soft_media_open(struct soft_media *m, const struct udrv_soft_ns *ns)
 {
 	struct stat st;
-	void *at;
 
-	m->fd = -1;
+	*m = (struct soft_media){ .fd = -1 };
 	if (!ns->blocks || (ns->lba_shift != 9 && ns->lba_shift != 12) ||
 	    ns->blocks > (uint64_t)INT64_MAX >> ns->lba_shift)
 		return -EINVAL;
@@ -30,21 +38,22 @@ int soft_media_open(struct soft_media *m, const struct udrv_soft_ns *ns)
 		m->fd = ns->fd;
 		return 0;
 	}
-	/* Pages come into being when they are written, so a large namespace costs nothing. */
-	at = mmap(NULL, m->bytes, PROT_READ | PROT_WRITE,
-		  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (at == MAP_FAILED)
-		return -errno;
-	m->memory = at;
-	return 0;
+	m->memory = fresh(m->bytes);
+	return m->memory ? 0 : -errno;
+}
+
+static void unmap(void *at, uint64_t bytes)
+{
+	if (at)
+		munmap(at, bytes);
 }
 
 void soft_media_close(struct soft_media *m)
 {
-	if (m->memory)
-		munmap(m->memory, m->bytes);
-	m->memory = NULL;
-	m->fd = -1;
+	unmap(m->memory, m->bytes);
+	unmap(m->meta, m->meta_bytes);
+	unmap(m->bad, m->bad_bytes);
+	*m = (struct soft_media){ .fd = -1 };
 }
 
 bool soft_media_sync(struct soft_media *m)
@@ -114,10 +123,13 @@ static void memory_io(struct udrv_soft *c, struct soft_media *m, uint64_t at, bo
 	}
 }
 
-static uint16_t file_zero(struct soft_media *m, uint64_t at, uint64_t len)
+static uint16_t file_zero(struct soft_media *m, uint64_t at, uint64_t len, bool give_back)
 {
 	static const uint8_t zeroes[65536];
 
+	if (give_back && fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at,
+				   (off_t)len) == 0)
+		return NV_OK;
 	/* Cheap where the file system can do it; written out where it cannot. */
 	if (fallocate(m->fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, (off_t)at,
 		      (off_t)len) == 0)
@@ -136,12 +148,130 @@ static uint16_t file_zero(struct soft_media *m, uint64_t at, uint64_t len)
 	return NV_OK;
 }
 
-uint16_t soft_media_zero(struct soft_media *m, uint64_t at, uint64_t len)
+/* Whole pages go back to the kernel, which gives zeroes for them when they are touched again. */
+static void memory_zero(uint8_t *at, uint64_t len, bool give_back)
 {
+	uint64_t head = -(uintptr_t)at % NV_PAGE_SIZE, body;
+
+	if (give_back && len >= head + NV_PAGE_SIZE) {
+		body = (len - head) & ~(uint64_t)(NV_PAGE_SIZE - 1);
+		if (madvise(at + head, body, MADV_DONTNEED) == 0) {
+			memset(at, 0, head);
+			memset(at + head + body, 0, len - head - body);
+			return;
+		}
+	}
+	memset(at, 0, len);
+}
+
+uint16_t soft_media_zero(struct soft_media *m, uint64_t at, uint64_t len, bool give_back)
+{
+	if (!len)
+		return NV_OK;
 	if (m->fd >= 0)
-		return file_zero(m, at, len);
-	memset(m->memory + at, 0, len);
+		return file_zero(m, at, len, give_back);
+	memory_zero(m->memory + at, len, give_back);
 	return NV_OK;
+}
+
+bool soft_media_erase(struct soft_media *m)
+{
+	if (m->meta)
+		memory_zero(m->meta, m->meta_bytes, true);
+	unmap(m->bad, m->bad_bytes);
+	m->bad = NULL;
+	m->nr_bad = 0;
+	m->special &= ~MEDIA_BAD;
+	return soft_media_zero(m, 0, m->bytes, true) == NV_OK;
+}
+
+bool soft_media_metadata(struct soft_media *m)
+{
+	unmap(m->meta, m->meta_bytes);
+	m->meta = NULL;
+	m->meta_bytes = m->blocks * m->ms;
+	m->special &= ~MEDIA_METADATA;
+	if (!m->ms)
+		return true;
+	m->meta = fresh(m->meta_bytes);
+	m->special |= MEDIA_METADATA;
+	return m->meta != NULL;
+}
+
+/* --- blocks that cannot be read ------------------------------------------------------------ */
+
+/* The bits of one word that stand for blocks of a range; moves on to the next word. */
+static uint64_t next_mask(uint64_t *slba, uint64_t *blocks)
+{
+	uint64_t first = *slba % 64, n = 64 - first < *blocks ? 64 - first : *blocks;
+
+	*slba += n;
+	*blocks -= n;
+	return ~0ull >> (64 - n) << first;
+}
+
+bool soft_media_bad(struct soft_media *m, uint64_t slba, uint64_t blocks, bool bad)
+{
+	if (!m->bad && !bad)
+		return true;
+	if (!m->bad) {
+		m->bad_bytes = (m->blocks + 63) / 64 * 8;
+		m->bad = fresh(m->bad_bytes);
+		if (!m->bad)
+			return false;
+	}
+	if (!m->nr_bad && !bad)
+		return true;
+	while (blocks) {
+		uint64_t *word = &m->bad[slba / 64];
+		uint64_t mask = next_mask(&slba, &blocks);
+
+		m->nr_bad -= (uint64_t)__builtin_popcountll(*word & mask);
+		*word &= ~mask;
+		if (bad) {
+			*word |= mask;
+			m->nr_bad += (uint64_t)__builtin_popcountll(mask);
+		}
+	}
+	m->special = m->nr_bad ? m->special | MEDIA_BAD : m->special & ~MEDIA_BAD;
+	return true;
+}
+
+bool soft_media_any_bad(const struct soft_media *m, uint64_t slba, uint64_t blocks)
+{
+	if (!m->nr_bad)
+		return false;
+	while (blocks) {
+		const uint64_t *word = &m->bad[slba / 64];
+
+		if (*word & next_mask(&slba, &blocks))
+			return true;
+	}
+	return false;
+}
+
+bool soft_media_first_bad(const struct soft_media *m, uint64_t *lba)
+{
+	uint64_t words = m->nr_bad ? (m->blocks + 63) / 64 : 0;
+
+	for (uint64_t i = 0; i < words; i++) {
+		if (!m->bad[i])
+			continue;
+		*lba = i * 64 + (uint64_t)__builtin_ctzll(m->bad[i]);
+		return true;
+	}
+	return false;
+}
+
+/* --- what commands use --------------------------------------------------------------------- */
+
+bool soft_sync_all(struct udrv_soft *c)
+{
+	bool good = true;
+
+	for (uint32_t i = 0; i < UDRV_SOFT_MAX_NS; i++)
+		good &= !c->media[i].allocated || soft_media_sync(&c->media[i]);
+	return good;
 }
 
 uint16_t soft_media_io(struct udrv_soft *c, struct soft_media *m, uint64_t at, bool write,

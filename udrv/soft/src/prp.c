@@ -83,16 +83,46 @@ uint16_t soft_map_data(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t l
 	return add_segment(c, cmd->prp2, len, rights) ? NV_OK : NV_DATA_TRANSFER;
 }
 
+void soft_scatter(struct udrv_soft *c, const void *data, size_t len)
+{
+	const uint8_t *from = data;
+
+	for (uint32_t i = 0; i < c->nr_segments && len; i++) {
+		size_t part = c->segment[i].iov_len < len ? c->segment[i].iov_len : len;
+
+		memcpy(c->segment[i].iov_base, from, part);
+		from += part;
+		len -= part;
+	}
+}
+
+void soft_gather(struct udrv_soft *c, void *data, size_t len)
+{
+	uint8_t *to = data;
+
+	for (uint32_t i = 0; i < c->nr_segments && len; i++) {
+		size_t part = c->segment[i].iov_len < len ? c->segment[i].iov_len : len;
+
+		memcpy(to, c->segment[i].iov_base, part);
+		to += part;
+		len -= part;
+	}
+}
+
 uint16_t soft_answer(struct udrv_soft *c, const struct nv_sqe *cmd, const void *data, uint32_t len)
 {
 	uint16_t status = soft_map_data(c, cmd, len, DMA_WRITE);
-	const uint8_t *from = data;
 
-	if (status)
-		return status;
-	for (uint32_t i = 0; i < c->nr_segments; i++) {
-		memcpy(c->segment[i].iov_base, from, c->segment[i].iov_len);
-		from += c->segment[i].iov_len;
-	}
-	return NV_OK;
+	if (!status)
+		soft_scatter(c, data, len);
+	return status;
+}
+
+uint16_t soft_fetch(struct udrv_soft *c, const struct nv_sqe *cmd, void *data, uint32_t len)
+{
+	uint16_t status = soft_map_data(c, cmd, len, DMA_READ);
+
+	if (!status)
+		soft_gather(c, data, len);
+	return status;
 }

@@ -2,7 +2,8 @@
 /*
  * wire.h - NVMe as the device sees it
  *
- * NVM Express Base Specification 1.4 (the NVM command set is part of it). The driver has its own
+ * NVM Express Base Specification 2.0c and NVM Command Set Specification 1.0c. Section and figure
+ * numbers are those of 1.4, which has both in one document, where they do not say otherwise. The driver has its own
  * definitions and shares none of these on purpose: a field that is wrong on one side must not be
  * wrong on the other too.
  *
@@ -36,13 +37,15 @@ enum nv_reg {
 	NV_REG_AQA = 0x24,
 	NV_REG_ASQ = 0x28,
 	NV_REG_ACQ = 0x30,
+	NV_REG_CRTO = 0x68,
 };
 
-#define NV_VERSION 0x00010400u
+#define NV_VERSION 0x00020000u
 
 #define NV_CAP_CQR (1ull << 16)
 #define NV_CAP_TO(x) ((uint64_t)(x) << 24)
 #define NV_CAP_CSS_NVM (1ull << 37)
+#define NV_CAP_CRWMS (1ull << 59) /* mandatory in 2.0: ready with media, within CRTO.CRWMT */
 
 #define NV_CC_EN 1u
 #define NV_CC_CSS(cc) (((cc) >> 4) & 7u)
@@ -109,9 +112,12 @@ enum nv_status {
 	NV_DATA_TRANSFER = 0x004,
 	NV_INTERNAL = 0x006,
 	NV_ABORTED = 0x007,
+	NV_MISSING_FUSED = 0x00a,
 	NV_INVALID_NS = 0x00b | NV_DNR,
 	NV_SEQUENCE = 0x00c | NV_DNR,
 	NV_PRP_OFFSET = 0x013 | NV_DNR,
+	NV_SANITIZE_FAILED = 0x01c,
+	NV_SANITIZING = 0x01d,
 	NV_LBA_RANGE = 0x080 | NV_DNR,
 	NV_CAPACITY = 0x081,
 	/* command specific, 4.6.1.2.2 */
@@ -119,13 +125,32 @@ enum nv_status {
 	NV_QID_INVALID = 0x101 | NV_DNR,
 	NV_QSIZE_INVALID = 0x102 | NV_DNR,
 	NV_AER_LIMIT = 0x105,
+	NV_FIRMWARE_SLOT = 0x106 | NV_DNR,
+	NV_FIRMWARE_IMAGE = 0x107 | NV_DNR,
 	NV_VECTOR_INVALID = 0x108 | NV_DNR,
 	NV_LOG_INVALID = 0x109 | NV_DNR,
+	NV_FORMAT_INVALID = 0x10a | NV_DNR,
 	NV_QUEUE_DELETION = 0x10c,
 	NV_NOT_SAVEABLE = 0x10d | NV_DNR,
-	/* media, 4.6.1.2.3 */
+	NV_NOT_NS_SPECIFIC = 0x10f | NV_DNR,
+	NV_FIRMWARE_RESET = 0x111,
+	NV_OVERLAP = 0x114 | NV_DNR,
+	NV_NO_CAPACITY = 0x115 | NV_DNR,
+	NV_NO_NSID = 0x116 | NV_DNR,
+	NV_ALREADY_ATTACHED = 0x118 | NV_DNR,
+	NV_NOT_ATTACHED = 0x11a | NV_DNR,
+	NV_NO_THIN = 0x11b | NV_DNR,
+	NV_CTRL_LIST = 0x11c | NV_DNR,
+	NV_SELF_TESTING = 0x11d,
+	NV_INVALID_PI = 0x181 | NV_DNR,
+	NV_SIZE_LIMIT = 0x183 | NV_DNR,
+	/* media, 4.6.1.2.3; a block stays as it is, but a reset of the path may help some of these */
 	NV_WRITE_FAULT = 0x280,
 	NV_READ_ERROR = 0x281,
+	NV_GUARD_ERROR = 0x282 | NV_DNR,
+	NV_APPTAG_ERROR = 0x283 | NV_DNR,
+	NV_REFTAG_ERROR = 0x284 | NV_DNR,
+	NV_COMPARE_FAILURE = 0x285,
 	/* ours: there is nothing to post now (a parked Asynchronous Event Request) */
 	NV_NO_COMPLETION = 0x8000,
 };
@@ -143,17 +168,40 @@ enum nv_admin_opcode {
 	NV_ADM_SET_FEATURES = 0x09,
 	NV_ADM_GET_FEATURES = 0x0a,
 	NV_ADM_ASYNC_EVENT = 0x0c,
+	NV_ADM_NS_MANAGEMENT = 0x0d,
+	NV_ADM_FIRMWARE_COMMIT = 0x10,
+	NV_ADM_FIRMWARE_DOWNLOAD = 0x11,
+	NV_ADM_SELF_TEST = 0x14,
+	NV_ADM_NS_ATTACHMENT = 0x15,
+	NV_ADM_KEEP_ALIVE = 0x18,
 	NV_ADM_DOORBELL_BUFFER = 0x7c,
+	NV_ADM_FORMAT = 0x80,
+	NV_ADM_SANITIZE = 0x84,
 };
 
 enum nv_io_opcode {
 	NV_IO_FLUSH = 0x00,
 	NV_IO_WRITE = 0x01,
 	NV_IO_READ = 0x02,
+	NV_IO_WRITE_UNCORRECTABLE = 0x04,
+	NV_IO_COMPARE = 0x05,
 	NV_IO_WRITE_ZEROES = 0x08,
+	NV_IO_DATASET = 0x09,
+	NV_IO_VERIFY = 0x0c,
+	NV_IO_COPY = 0x19,
 };
 
-#define NV_IO_FUA (1u << 30) /* CDW12 of Read, Write and Write Zeroes */
+/* CDW12 of I/O commands */
+#define NV_IO_FUA (1u << 30)
+#define NV_IO_PRINFO(dword) (((dword) >> 26) & 15u)
+#define NV_IO_DEAC (1u << 25) /* Write Zeroes */
+#define NV_IO_DTYPE (15u << 20) /* Write, Copy */
+
+/* Protection information field: action, and what to check */
+#define NV_PR_ACT 8u
+#define NV_PR_GUARD 4u
+#define NV_PR_APP 2u
+#define NV_PR_REF 1u
 
 /* --- identify (5.15) ----------------------------------------------------------------------- */
 
@@ -162,7 +210,19 @@ struct nv_id_power_state {
 	uint8_t rest[30];
 };
 
+#define NV_OACS_FORMAT (1u << 1)
+#define NV_OACS_FIRMWARE (1u << 2)
+#define NV_OACS_NS_MANAGEMENT (1u << 3)
+#define NV_OACS_SELF_TEST (1u << 4)
 #define NV_OACS_DOORBELL_BUFFER (1u << 8)
+
+#define NV_OAES_NS_ATTRIBUTE (1u << 8)
+#define NV_OAES_FIRMWARE (1u << 9)
+
+struct nv_u128 {
+	uint64_t low;
+	uint64_t high;
+};
 
 /* Figure 251; fields that are zero here stand as gaps. */
 struct nv_id_ctrl {
@@ -196,7 +256,18 @@ struct nv_id_ctrl {
 	uint8_t apsta;
 	uint16_t wctemp;
 	uint16_t cctemp;
-	uint8_t gap270[242];
+	uint16_t mtfa;
+	uint8_t gap272[8];
+	struct nv_u128 tnvmcap;
+	struct nv_u128 unvmcap;
+	uint32_t rpmbs;
+	uint16_t edstt;
+	uint8_t dsto;
+	uint8_t fwug;
+	uint16_t kas;
+	uint8_t gap322[6];
+	uint32_t sanicap;
+	uint8_t gap332[180];
 	uint8_t sqes;
 	uint8_t cqes;
 	uint16_t maxcmd;
@@ -210,9 +281,10 @@ struct nv_id_ctrl {
 	uint8_t nvscc;
 	uint8_t nwpc;
 	uint16_t acwu;
-	uint8_t gap534[2];
+	uint16_t ocfs;
 	uint32_t sgls;
-	uint8_t gap540[228];
+	uint32_t mnan;
+	uint8_t gap544[224];
 	char subnqn[256];
 	uint8_t gap1024[1024];
 	struct nv_id_power_state psd[32];
@@ -221,6 +293,8 @@ struct nv_id_ctrl {
 static_assert(sizeof(struct nv_id_ctrl) == 4096, "identify controller");
 static_assert(offsetof(struct nv_id_ctrl, cntrltype) == 111, "CNTRLTYPE");
 static_assert(offsetof(struct nv_id_ctrl, oacs) == 256, "OACS");
+static_assert(offsetof(struct nv_id_ctrl, tnvmcap) == 280, "TNVMCAP");
+static_assert(offsetof(struct nv_id_ctrl, sanicap) == 328, "SANICAP");
 static_assert(offsetof(struct nv_id_ctrl, sqes) == 512, "SQES");
 static_assert(offsetof(struct nv_id_ctrl, vwc) == 525, "VWC");
 static_assert(offsetof(struct nv_id_ctrl, sgls) == 536, "SGLS");
@@ -242,73 +316,29 @@ struct nv_id_ns {
 	uint8_t nlbaf;
 	uint8_t flbas;
 	uint8_t mc;
-	uint8_t gap28[76];
+	uint8_t dpc;
+	uint8_t dps;
+	uint8_t nmic;
+	uint8_t rescap;
+	uint8_t fpi;
+	uint8_t dlfeat;
+	uint8_t gap34[14];
+	struct nv_u128 nvmcap;
+	uint8_t gap64[10];
+	uint16_t mssrl;
+	uint32_t mcl;
+	uint8_t msrc;
+	uint8_t gap81[23];
 	uint8_t nguid[16];
 	uint8_t eui64[8];
 	struct nv_lbaf lbaf[16];
 	uint8_t gap192[3904];
 };
 static_assert(sizeof(struct nv_id_ns) == 4096, "identify namespace");
+static_assert(offsetof(struct nv_id_ns, nvmcap) == 48, "NVMCAP");
+static_assert(offsetof(struct nv_id_ns, mssrl) == 74, "MSSRL");
 static_assert(offsetof(struct nv_id_ns, nguid) == 104, "NGUID");
 static_assert(offsetof(struct nv_id_ns, lbaf) == 128, "LBAF0");
-
-/* --- logs (5.14.1) ------------------------------------------------------------------------- */
-
-enum nv_log {
-	NV_LOG_ERROR = 0x01,
-	NV_LOG_SMART = 0x02,
-	NV_LOG_FIRMWARE = 0x03,
-	NV_LOG_COUNTERS = 0xc0, /* vendor specific: struct udrv_soft_counters */
-};
-
-/* Figure 194. */
-struct nv_error_entry {
-	uint64_t count;
-	uint16_t sqid;
-	uint16_t cid;
-	uint16_t status; /* with the phase bit */
-	uint16_t location;
-	uint64_t lba;
-	uint32_t nsid;
-	uint8_t rest[36];
-};
-static_assert(sizeof(struct nv_error_entry) == 64, "error information entry");
-
-struct nv_u128 {
-	uint64_t low;
-	uint64_t high;
-};
-
-/* Figure 195; not one field of it is aligned to its size, so it is packed. */
-struct nv_smart {
-	uint8_t warning;
-	uint16_t temperature;
-	uint8_t spare;
-	uint8_t spare_threshold;
-	uint8_t used;
-	uint8_t gap6[26];
-	struct nv_u128 units_read;
-	struct nv_u128 units_written;
-	struct nv_u128 reads;
-	struct nv_u128 writes;
-	struct nv_u128 busy_minutes;
-	struct nv_u128 power_cycles;
-	struct nv_u128 power_on_hours;
-	struct nv_u128 unsafe_shutdowns;
-	struct nv_u128 media_errors;
-	struct nv_u128 error_entries;
-	uint8_t gap192[320];
-} __attribute__((packed));
-static_assert(sizeof(struct nv_smart) == 512, "SMART / health information");
-
-/* Figure 197. */
-struct nv_firmware {
-	uint8_t afi;
-	uint8_t gap1[7];
-	char frs[7][8];
-	uint8_t gap64[448];
-};
-static_assert(sizeof(struct nv_firmware) == 512, "firmware slot information");
 
 /* --- features (5.21.1) --------------------------------------------------------------------- */
 
@@ -323,6 +353,8 @@ enum nv_feature {
 	NV_FEAT_VECTOR = 0x09,
 	NV_FEAT_ATOMICITY = 0x0a,
 	NV_FEAT_EVENTS = 0x0b,
+	NV_FEAT_TIMESTAMP = 0x0e,
+	NV_FEAT_KEEP_ALIVE = 0x0f,
 };
 
 /* --- asynchronous events (5.2.1) ----------------------------------------------------------- */
@@ -330,11 +362,18 @@ enum nv_feature {
 enum nv_event_type {
 	NV_EVENT_ERROR = 0,
 	NV_EVENT_SMART = 1,
+	NV_EVENT_NOTICE = 2,
+	NV_EVENT_IO = 6,
 	NV_EVENT_TYPES,
 };
 
 #define NV_EVENT_BAD_DOORBELL_REGISTER 0x00u
 #define NV_EVENT_BAD_DOORBELL_VALUE 0x01u
 #define NV_EVENT_TEMPERATURE 0x01u
+#define NV_EVENT_NS_ATTRIBUTE 0x00u
+#define NV_EVENT_FIRMWARE 0x01u
+#define NV_EVENT_SANITIZED 0x01u
+
+#include "wire_log.h"
 
 #endif /* UDRV_SOFT_WIRE_H */
