@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from types import FrameType
 
 import numpy as np
@@ -95,6 +96,9 @@ def test_what_it_refuses_is_what_the_other_way_refuses(rig: Rig) -> None:
         (errors.LbaRangeError, 0, 2**33, buffer),
         (errors.InvalidRequestError, 0.0, 1, buffer),  # type: ignore[list-item]
         (errors.InvalidRequestError, 0, "1", buffer),  # type: ignore[list-item]
+        # C's conversion would cut them
+        (errors.InvalidRequestError, np.float32(1.5), 1, buffer),  # type: ignore[list-item]
+        (errors.InvalidRequestError, 0, Fraction(3, 2), buffer),  # type: ignore[list-item]
         (errors.BufferTypeError, 0, 1, readonly),
     ]
     for kind, lba, blocks, into in cases:

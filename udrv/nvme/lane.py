@@ -9,12 +9,11 @@ lose a queue.
 
 from __future__ import annotations
 
-import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from udrv.core import ffi, lib
-from udrv.errors import CommandTimeoutError, InvalidRequestError, UdrvError
+from udrv.errors import CommandTimeoutError, InvalidRequestError
 from udrv.memory import Buffer
 from udrv.nvme.pair import WAIT_SLICE_NS
 from udrv.units import seconds
@@ -52,18 +51,17 @@ class Lane:
         """The queue has nothing in flight for others; errors are those of the next use."""
         lib.udrv_lane_lend(self.c, 0)
 
-    @property
-    def held_by_me(self) -> bool:
-        """A command of this thread is pending."""
-        return bool(self.c.holder == threading.get_ident())
+    def held(self, target: Any) -> bool:
+        """A command of this thread with this target is pending; never in a forked child."""
+        return bool(lib.udrv_lane_held(self.c, target))
 
-    def wait(self, buffer: Buffer, what: str, timeout: float) -> int:
-        """Go on with a pending command. Returns its status; else raises, and it is given up."""
+    def wait(self, target: Any, what: str, timeout: float) -> int:
+        """Go on with a pending command. Returns its status; else raises: then give it up."""
         timeout = seconds(timeout, device=self.queue.device)
         looked = time.monotonic()
         deadline = looked + timeout
         while True:
-            ret: int = lib.udrv_lane_wait(self.c)
+            ret: int = lib.udrv_lane_wait(self.c, target)
             if ret >= 0:
                 return ret
             if ret != PENDING:
@@ -79,22 +77,21 @@ class Lane:
                 self.queue.check_alive()
                 looked = now
 
-    def give_up(self, buffer: Buffer) -> None:
-        """The pending command's buffer stays allocated until there is proof that it is done."""
+    def give_up(self, target: Any, buffer: Buffer) -> None:
+        """Let go of the command, if it is pending; after an interrupt, to be called again.
+
+        Its buffer stays allocated until there is proof that the device is done with it.
+        """
+        if not self.held(target):
+            return
         try:
             slot = self.queue.take_slot()
         except InvalidRequestError:  # a thousand commands that never ended
             slot = _NO_SLOT
-        old = _NO_SLOT
-        try:
-            self.queue.hold_buffer(self.c.batch.slot, buffer)
-        finally:
-            old = lib.udrv_lane_give_up(self.c, slot)
-        try:
-            self.queue.pair.quarantine(old)
-        except UdrvError:
-            pass  # closed meanwhile: close() has the proof
-        self.queue.drop_slot(old)
+        old: int = self.c.batch.slot
+        self.queue.hold_buffer(old, buffer)
+        self.queue.drop_slot(old)  # let go of when nothing of it is in flight
+        lib.udrv_lane_give_up(self.c, target, slot)
 
     def aim(self, namespace: Namespace, buffer: Buffer) -> None:
         """Leave with the buffer what this lane needs of it and of the namespace."""

@@ -21,6 +21,7 @@ from udrv.errors import (
 from udrv.memory import Buffer, as_buffer
 from udrv.nvme.aio_seats import Transfer
 from udrv.nvme.batch import FLUSH, FUA, READ, STATUS_CODE, WRITE, Batch
+from udrv.nvme.lane import BUSY
 from udrv.nvme.queue import Queue
 from udrv.nvme.spec.identify import IdentifyNamespace
 from udrv.nvme.status import error_from_status
@@ -296,23 +297,26 @@ class Namespace:
         ):  # fmt: skip
             return False
         uses = allocation.uses
-        uses.append(lane)
         try:
+            uses.append(lane)
             if allocation.freed:
                 return False
+            if type(lba) is not int or type(blocks) is not int:  # C would cut what is no float
+                lba, blocks = operator.index(lba), operator.index(blocks)
             status: int = _run_lane(lane.c, target, opcode, lba, blocks)
             if status < 0:
-                if not lane.held_by_me:  # busy, or refused: nothing is in flight
+                if status == BUSY or not lane.held(target):  # refused: nothing is in flight
                     return False
-                status = lane.wait(buffer, f"{_NAMES[opcode & 0xFF]} nsid={self.nsid}", timeout)
-        except (TypeError, OverflowError):  # no numbers that C could take
-            if lane.held_by_me:
-                lane.give_up(buffer)
+                status = lane.wait(target, f"{_NAMES[opcode & 0xFF]} nsid={self.nsid}", timeout)
+        except BaseException as error:
+            try:
+                held = lane.held(target)
+                lane.give_up(target, buffer)
+            except BaseException:  # interrupted
+                lane.give_up(target, buffer)
                 raise
-            return False
-        except BaseException:
-            if lane.held_by_me:
-                lane.give_up(buffer)
+            if not held and isinstance(error, (TypeError, OverflowError)):
+                return False  # no numbers that C could take
             raise
         finally:
             uses.pop()

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /* A lane over the rig: who has it, and what becomes of a command that takes long. */
 #include <pthread.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <udrv/lane.h>
 
@@ -40,8 +42,13 @@ static int wait_(void *qp, const struct udrv_completions *out, uint32_t min, uin
 	return __udrv_qp_reap(qp, out, 0, max);
 }
 
+static int quarantine(void *qp, uint32_t slot)
+{
+	return __udrv_qp_quarantine(qp, slot);
+}
+
 static const struct udrv_queue_ops ops = {
-	.enter = enter, .leave = leave, .submit = submit, .wait = wait_,
+	.enter = enter, .leave = leave, .submit = submit, .wait = wait_, .quarantine = quarantine,
 };
 
 static struct udrv_lane *lane_new(void)
@@ -106,8 +113,8 @@ static void *all_are_refused(void *arg)
 	struct udrv_lane *l = arg;
 
 	CHECK_EQ(run(l, 0, 1), -UDRV_EBUSY);
-	CHECK_EQ(udrv_lane_wait(l), -UDRV_EBUSY);
-	CHECK_EQ(udrv_lane_give_up(l, 6), -UDRV_EBUSY);
+	CHECK_EQ(udrv_lane_wait(l, &rig->batch), -UDRV_EBUSY);
+	CHECK_EQ(udrv_lane_give_up(l, &rig->batch, 6), -UDRV_EBUSY);
 	CHECK_EQ(udrv_lane_lend(l, 1), -UDRV_EBUSY);
 	return NULL;
 }
@@ -122,11 +129,11 @@ TEST(a_pending_command_is_its_threads_alone)
 	CHECK_EQ(l->holder, (uint64_t)pthread_self());
 	CHECK_EQ(pthread_create(&other, NULL, all_are_refused, l), 0);
 	CHECK_EQ(pthread_join(other, NULL), 0);
-	CHECK_EQ(udrv_lane_wait(l), -UDRV_EAGAIN);
+	CHECK_EQ(udrv_lane_wait(l, &rig->batch), -UDRV_EAGAIN);
 	serves = 1;
-	CHECK_EQ(udrv_lane_wait(l), 0);
+	CHECK_EQ(udrv_lane_wait(l, &rig->batch), 0);
 	CHECK_EQ(l->holder, 0);
-	CHECK_EQ(udrv_lane_wait(l), -UDRV_EBUSY);	/* nobody's */
+	CHECK_EQ(udrv_lane_wait(l, &rig->batch), -UDRV_EBUSY);	/* nobody's */
 	CHECK_EQ(run(l, 0, 1), 0);
 	lane_free(l);
 }
@@ -137,25 +144,107 @@ TEST(one_that_was_given_up_does_not_answer_for_the_next)
 
 	serves = 0;
 	CHECK_EQ(run(l, 1, 1), -UDRV_EAGAIN);
-	CHECK_EQ(udrv_lane_give_up(l, 6), 5);
+	CHECK_EQ(udrv_lane_give_up(l, &rig->batch, 6), 5);
 	CHECK_EQ(l->batch.slot, 6);
 	CHECK_EQ(udrv_qp_slot_inflight(rig->qp, 5), 1);
-	/* not even put into quarantine: its completion comes first, and is not the next one's */
+	/* its completion comes first, and is not the next one's */
 	serves = 1;
 	status = 0;
 	CHECK_EQ(run(l, 2, 1), 0);
-	CHECK_EQ(l->done.user_data, 2);
+	CHECK_EQ(l->done.user_data, l->serial);
 	CHECK_EQ(udrv_qp_inflight(rig->qp), 0);
 
 	serves = 0;
 	CHECK_EQ(run(l, 3, 1), -UDRV_EAGAIN);
-	CHECK_EQ(udrv_lane_give_up(l, 0xffff), 6);
-	CHECK_EQ(udrv_qp_quarantine(rig->qp, 6), 1);
+	CHECK_EQ(udrv_lane_give_up(l, &rig->batch, 0xffff), 6);
 	CHECK_EQ(run(l, 4, 1), -UDRV_EINVAL);	/* no slot: the lane is of no more use */
 	serves = 1;
 	CHECK_EQ(rig_serve(rig), 1);
 	CHECK_EQ(rig_reap(rig, 8), 0);
+	CHECK_EQ(rig->shared->anomalies.late, 2);
+	lane_free(l);
+}
+
+TEST(one_that_was_given_up_does_not_answer_the_borrower)
+{
+	struct udrv_lane *l = lane_new();
+
+	serves = 0;
+	CHECK_EQ(run(l, 1, 1), -UDRV_EAGAIN);
+	CHECK_EQ(udrv_lane_give_up(l, &rig->batch, 6), 5);
+	CHECK_EQ(udrv_lane_lend(l, 1), 0);
+	CHECK_EQ(rig_submit(rig, 0, 2), 2);
+	CHECK_EQ(rig_serve(rig), 3);
+	CHECK_EQ(rig_reap(rig, 8), 2);
 	CHECK_EQ(rig->shared->anomalies.late, 1);
+	lane_free(l);
+}
+
+TEST(a_call_inside_of_a_call_is_another)
+{
+	struct udrv_lane *l = lane_new();
+	struct udrv_batch other = rig->batch;
+
+	/* a signal handler of the thread whose command is pending */
+	serves = 0;
+	CHECK_EQ(run(l, 0, 1), -UDRV_EAGAIN);
+	CHECK(udrv_lane_held(l, &rig->batch));
+	CHECK(!udrv_lane_held(l, &other));
+	CHECK_EQ(udrv_lane_run(l, &other, NVME_CMD_READ, 3, 1), -UDRV_EBUSY);
+	CHECK_EQ(udrv_lane_wait(l, &other), -UDRV_EBUSY);
+	CHECK_EQ(udrv_lane_give_up(l, &other, 6), -UDRV_EBUSY);
+	serves = 1;
+	CHECK_EQ(udrv_lane_wait(l, &rig->batch), 0);
+	CHECK(!udrv_lane_held(l, &rig->batch));
+	lane_free(l);
+}
+
+TEST(a_forked_child_does_not_wait_on)
+{
+	struct udrv_lane *l = lane_new();
+	int status;
+	pid_t pid;
+
+	serves = 0;
+	CHECK_EQ(run(l, 0, 1), -UDRV_EAGAIN);
+	pid = fork();
+	CHECK(pid >= 0);
+	serves = 1;
+	if (!pid)
+		_exit(udrv_lane_wait(l, &rig->batch) == -UDRV_EFORKED &&
+		      udrv_lane_give_up(l, &rig->batch, 6) == -UDRV_EFORKED &&
+		      !udrv_lane_held(l, &rig->batch) ? 0 : 1);
+	CHECK_EQ(waitpid(pid, &status, 0), pid);
+	CHECK_EQ(status, 0);
+	CHECK_EQ(udrv_lane_wait(l, &rig->batch), 0);
+	lane_free(l);
+}
+
+static uint32_t stop;
+
+static void *runs(void *arg)
+{
+	while (!__atomic_load_n(&stop, __ATOMIC_RELAXED))
+		CHECK_EQ(run(arg, 0, 1), -UDRV_EBUSY);
+	return NULL;
+}
+
+TEST(a_look_at_a_lent_lane_keeps_nobody_out_of_its_queue)
+{
+	struct udrv_lane *l = lane_new();
+	pthread_t other;
+	int i;
+
+	CHECK_EQ(udrv_lane_lend(l, 1), 0);
+	CHECK_EQ(pthread_create(&other, NULL, runs, l), 0);
+	for (i = 0; i < 1000000; i++) {
+		CHECK_EQ(udrv_qp_enter(rig->qp), 0);
+		udrv_qp_leave(rig->qp);
+	}
+	__atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
+	CHECK_EQ(pthread_join(other, NULL), 0);
+	CHECK_EQ(udrv_lane_lend(l, 0), 0);
+	CHECK_EQ(run(l, 0, 1), 0);
 	lane_free(l);
 }
 
@@ -180,10 +269,10 @@ TEST(closed_under_a_pending_command)
 	serves = 0;
 	CHECK_EQ(run(l, 0, 1), -UDRV_EAGAIN);
 	udrv_qp_close(rig->qp);
-	CHECK_EQ(udrv_lane_wait(l), -UDRV_ECLOSED);
+	CHECK_EQ(udrv_lane_wait(l, &rig->batch), -UDRV_ECLOSED);
 	CHECK_EQ(l->holder, (uint64_t)pthread_self());	/* it may still be in flight */
 	CHECK_EQ(udrv_qp_release_all(rig->qp), -UDRV_EBUSY);
-	CHECK_EQ(udrv_lane_give_up(l, 6), 5);
+	CHECK_EQ(udrv_lane_give_up(l, &rig->batch, 6), 5);
 	CHECK_EQ(udrv_qp_release_all(rig->qp), 1);
 	CHECK_EQ(run(l, 0, 1), -UDRV_ECLOSED);
 	lane_free(l);
@@ -196,6 +285,14 @@ static const struct test tests[] = {
 	{ "a_pending_command_is_its_threads_alone", a_pending_command_is_its_threads_alone },
 	{ "one_that_was_given_up_does_not_answer_for_the_next",
 	  one_that_was_given_up_does_not_answer_for_the_next },
+	{ "one_that_was_given_up_does_not_answer_the_borrower",
+	  one_that_was_given_up_does_not_answer_the_borrower },
+	{ "a_call_inside_of_a_call_is_another",
+	  a_call_inside_of_a_call_is_another },
+	{ "a_forked_child_does_not_wait_on",
+	  a_forked_child_does_not_wait_on },
+	{ "a_look_at_a_lent_lane_keeps_nobody_out_of_its_queue",
+	  a_look_at_a_lent_lane_keeps_nobody_out_of_its_queue },
 	{ "lent_out_it_runs_nothing", lent_out_it_runs_nothing },
 	{ "closed_under_a_pending_command", closed_under_a_pending_command },
 };

@@ -1,9 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-/* lane.c - one command in one call. The state of a lane is changed inside of its queue only. */
+/*
+ * lane.c - one command in one call. Who may be inside is settled by its state, and then by the
+ * queue's own exchange.
+ */
 #include <pthread.h>
 #include <string.h>
 
 #include <udrv/lane.h>
+
+/* Where user_data of lanes begins: batches count from 0, and one that was left must not match. */
+#define FIRST_SERIAL (1ull << 63)
 
 void udrv_lane_init(struct udrv_lane *l, const struct udrv_queue *queue, uint16_t slot,
 		    uint64_t spin_ns, uint64_t slice_ns)
@@ -15,6 +21,25 @@ void udrv_lane_init(struct udrv_lane *l, const struct udrv_queue *queue, uint16_
 	l->out.rows = &l->done;
 	l->spin_ns = spin_ns;
 	l->slice_ns = slice_ns;
+	l->serial = FIRST_SERIAL;
+	l->fork_generation = udrv_fork_generation;
+}
+
+static int take(struct udrv_lane *l)
+{
+	uint32_t expected = UDRV_LANE_FREE;
+
+	/* acquire: pairs with the release in leave() of the one before */
+	return __atomic_compare_exchange_n(&l->state, &expected, UDRV_LANE_RUNNING, 0,
+					   __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+}
+
+static void leave(struct udrv_lane *l)
+{
+	__atomic_store_n(&l->holder, 0, __ATOMIC_RELAXED);
+	l->queue.ops->leave(l->queue.handle);
+	/* release: all of this call before the next one's acquire */
+	__atomic_store_n(&l->state, UDRV_LANE_FREE, __ATOMIC_RELEASE);
 }
 
 /* Wait for the command of this lane, inside of its queue, and leave it unless it is pending. */
@@ -30,8 +55,7 @@ static int finish(struct udrv_lane *l)
 		return ret ? ret : -UDRV_EAGAIN;
 	}
 	ret = l->done.status;
-	__atomic_store_n(&l->holder, 0, __ATOMIC_RELAXED);
-	l->queue.ops->leave(l->queue.handle);
+	leave(l);
 	return ret;
 }
 
@@ -40,13 +64,14 @@ int udrv_lane_run(struct udrv_lane *l, const struct udrv_batch *target, uint32_t
 {
 	uint32_t bad;
 	uint16_t slot;
-	int ret = l->queue.ops->enter(l->queue.handle);
+	int ret;
 
-	if (unlikely(ret))
-		return ret;
-	if (unlikely(l->lent)) {
-		l->queue.ops->leave(l->queue.handle);
+	if (unlikely(!take(l)))
 		return -UDRV_EBUSY;
+	ret = l->queue.ops->enter(l->queue.handle);
+	if (unlikely(ret)) {
+		__atomic_store_n(&l->state, UDRV_LANE_FREE, __ATOMIC_RELEASE);
+		return ret;
 	}
 	l->command = (struct udrv_command){
 		.slba = slba,
@@ -56,48 +81,68 @@ int udrv_lane_run(struct udrv_lane *l, const struct udrv_batch *target, uint32_t
 		.opcode = (uint8_t)opcode,
 	};
 	slot = l->batch.slot;
+	l->target = target;
 	l->batch = *target;
 	l->batch.capacity = 1;
 	l->batch.commands = &l->command;
 	l->batch.slot = slot;
 	ret = l->queue.ops->submit(l->queue.handle, &l->batch, 0, 1, &bad);
 	if (unlikely(ret != 1)) {
-		l->queue.ops->leave(l->queue.handle);
+		leave(l);
 		return ret < 0 ? ret : -UDRV_EFULL;
 	}
 	return finish(l);
 }
 
-static int held_by_me(const struct udrv_lane *l)
+int udrv_lane_held(const struct udrv_lane *l, const struct udrv_batch *target)
 {
-	/* relaxed: only the thread itself can have stored its own name */
-	return __atomic_load_n(&l->holder, __ATOMIC_RELAXED) == (uint64_t)pthread_self();
+	/* relaxed: only the thread itself can have stored its own name, and `target` before it */
+	return __atomic_load_n(&l->holder, __ATOMIC_RELAXED) == (uint64_t)pthread_self() &&
+	       l->target == target && l->fork_generation == udrv_fork_generation;
 }
 
-int udrv_lane_wait(struct udrv_lane *l)
+int udrv_lane_wait(struct udrv_lane *l, const struct udrv_batch *target)
 {
-	return held_by_me(l) ? finish(l) : -UDRV_EBUSY;
+	if (unlikely(l->fork_generation != udrv_fork_generation))
+		return -UDRV_EFORKED;
+	return udrv_lane_held(l, target) ? finish(l) : -UDRV_EBUSY;
 }
 
-int udrv_lane_give_up(struct udrv_lane *l, uint16_t slot)
+int udrv_lane_give_up(struct udrv_lane *l, const struct udrv_batch *target, uint16_t slot)
 {
 	int old = l->batch.slot;
 
-	if (!held_by_me(l))
+	if (unlikely(l->fork_generation != udrv_fork_generation))
+		return -UDRV_EFORKED;
+	if (!udrv_lane_held(l, target))
 		return -UDRV_EBUSY;
+	/* inside still: nobody may be told of its completion, not even whoever comes next */
+	l->queue.ops->quarantine(l->queue.handle, (uint32_t)old);
 	l->batch.slot = slot;
-	__atomic_store_n(&l->holder, 0, __ATOMIC_RELAXED);
-	l->queue.ops->leave(l->queue.handle);
+	leave(l);
 	return old;
 }
 
 int udrv_lane_lend(struct udrv_lane *l, int lent)
 {
-	int ret = l->queue.ops->enter(l->queue.handle);
+	uint32_t expected = UDRV_LANE_FREE;
+	int ret;
 
+	if (!lent) {
+		expected = UDRV_LANE_LENT;
+		/* release: what the borrower did before the next call's acquire */
+		__atomic_compare_exchange_n(&l->state, &expected, UDRV_LANE_FREE, 0,
+					    __ATOMIC_RELEASE, __ATOMIC_RELAXED);
+		return 0;
+	}
+	/* acquire: as take() */
+	if (!__atomic_compare_exchange_n(&l->state, &expected, UDRV_LANE_LENT, 0, __ATOMIC_ACQUIRE,
+					 __ATOMIC_RELAXED) && expected != UDRV_LANE_LENT)
+		return -UDRV_EBUSY;
+	ret = l->queue.ops->enter(l->queue.handle);
 	if (ret)
-		return ret;
-	l->lent = !!lent;
-	l->queue.ops->leave(l->queue.handle);
-	return 0;
+		__atomic_store_n(&l->state, UDRV_LANE_FREE, __ATOMIC_RELEASE);
+	else
+		l->queue.ops->leave(l->queue.handle);
+	return ret;
 }

@@ -202,13 +202,11 @@ uint32_t udrv_qp_inflight(const struct udrv_qp *qp)
 	return __atomic_load_n(&qp->inflight, __ATOMIC_RELAXED);
 }
 
-int udrv_qp_quarantine(struct udrv_qp *qp, uint32_t slot)
+int __udrv_qp_quarantine(struct udrv_qp *qp, uint32_t slot)
 {
 	uint32_t cid;
-	int n = 0, ret = udrv_qp_enter(qp);
+	int n = 0;
 
-	if (ret)
-		return ret;
 	for (cid = 0; cid < qp->nr_trackers; cid++) {
 		struct udrv_tracker *t = &qp->trackers[cid];
 
@@ -218,8 +216,18 @@ int udrv_qp_quarantine(struct udrv_qp *qp, uint32_t slot)
 			n++;
 		}
 	}
-	udrv_qp_leave(qp);
 	return n;
+}
+
+int udrv_qp_quarantine(struct udrv_qp *qp, uint32_t slot)
+{
+	int ret = udrv_qp_enter(qp);
+
+	if (ret)
+		return ret;
+	ret = __udrv_qp_quarantine(qp, slot);
+	udrv_qp_leave(qp);
+	return ret;
 }
 
 int udrv_qp_release_all(struct udrv_qp *qp)

@@ -30,6 +30,11 @@ static int wait(void *queue, const struct udrv_completions *out, uint32_t min, u
 	return __udrv_qp_wait(queue, out, min, max, timeout_ns, spin_ns);
 }
 
+static int quarantine(void *queue, uint32_t slot)
+{
+	return __udrv_qp_quarantine(queue, slot);
+}
+
 static void ring(void *queue)
 {
 	__udrv_qp_ring(queue);
@@ -55,6 +60,7 @@ static const struct udrv_queue_ops ops = {
 	.submit = submit,
 	.reap = reap,
 	.wait = wait,
+	.quarantine = quarantine,
 	.ring = ring,
 	.room = room,
 	.cost = cost,

@@ -458,6 +458,11 @@ static int queue_wait(void *queue, const struct udrv_completions *out, uint32_t 
 	return __udrv_uring_qp_wait(queue, out, min, max, timeout_ns, spin_ns);
 }
 
+static int queue_quarantine(void *queue, uint32_t slot)
+{
+	return __udrv_uring_qp_quarantine(queue, slot);
+}
+
 void udrv_uring_qp_as_queue(struct udrv_uring_qp *qp, struct udrv_queue *queue)
 {
 	static const struct udrv_queue_ops ops = {
@@ -466,6 +471,7 @@ void udrv_uring_qp_as_queue(struct udrv_uring_qp *qp, struct udrv_queue *queue)
 		.submit = queue_submit,
 		.reap = queue_reap,
 		.wait = queue_wait,
+		.quarantine = queue_quarantine,
 		.room = queue_room,
 		.cost = queue_cost,
 	};

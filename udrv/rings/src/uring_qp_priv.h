@@ -67,6 +67,7 @@ int __udrv_uring_qp_reap(struct udrv_uring_qp *qp, const struct udrv_completions
 			 uint32_t first, uint32_t max);
 int __udrv_uring_qp_wait(struct udrv_uring_qp *qp, const struct udrv_completions *out,
 			 uint32_t min, uint32_t max, uint64_t timeout_ns, uint64_t spin_ns);
+int __udrv_uring_qp_quarantine(struct udrv_uring_qp *qp, uint32_t slot);
 
 /*
  * One io_uring_enter(): hand over what is pending, and wait for `min` completions for at most

@@ -257,16 +257,11 @@ uint32_t udrv_uring_qp_inflight(const struct udrv_uring_qp *qp)
 	return qp->inflight;
 }
 
-int udrv_uring_qp_quarantine(struct udrv_uring_qp *qp, uint32_t slot)
+int __udrv_uring_qp_quarantine(struct udrv_uring_qp *qp, uint32_t slot)
 {
 	uint32_t i;
 	int n = 0;
 
-	if (qp->fork_generation != udrv_uring_fork_generation)
-		return -UDRV_EFORKED;
-	/* acquire: as udrv_uring_qp_enter(), but a closed pair may still be put into quarantine */
-	if (__atomic_exchange_n(&qp->owner, 1, __ATOMIC_ACQUIRE))
-		return -UDRV_EBUSY;
 	for (i = 0; i < qp->depth; i++) {
 		struct udrv_uring_tracker *t = &qp->trackers[i];
 
@@ -276,6 +271,19 @@ int udrv_uring_qp_quarantine(struct udrv_uring_qp *qp, uint32_t slot)
 			n++;
 		}
 	}
+	return n;
+}
+
+int udrv_uring_qp_quarantine(struct udrv_uring_qp *qp, uint32_t slot)
+{
+	int n;
+
+	if (qp->fork_generation != udrv_uring_fork_generation)
+		return -UDRV_EFORKED;
+	/* acquire: as udrv_uring_qp_enter(), but a closed pair may still be put into quarantine */
+	if (__atomic_exchange_n(&qp->owner, 1, __ATOMIC_ACQUIRE))
+		return -UDRV_EBUSY;
+	n = __udrv_uring_qp_quarantine(qp, slot);
 	udrv_uring_qp_leave(qp);
 	return n;
 }

@@ -373,5 +373,6 @@ int __udrv_qp_submit(struct udrv_qp *qp, const struct udrv_batch *batch, uint32_
 int __udrv_qp_reap(struct udrv_qp *qp, const struct udrv_completions *out, uint32_t first,
 		   uint32_t max);
 void __udrv_qp_ring(struct udrv_qp *qp);
+int __udrv_qp_quarantine(struct udrv_qp *qp, uint32_t slot);
 
 #endif /* UDRV_QP_H */

@@ -3,7 +3,8 @@
  * queue.h - a queue of any transport, for loops in C that serve all of them (the load generator).
  *
  * The functions are those of qp.h under other names; what is said there holds here. `submit`,
- * `reap` and `wait` are the unlocked ones: between a successful `enter` and `leave` only.
+ * `reap`, `wait`, `quarantine` and `ring` are the unlocked ones: between a successful `enter` and
+ * `leave` only.
  */
 #ifndef UDRV_QUEUE_H
 #define UDRV_QUEUE_H
@@ -25,6 +26,7 @@ struct udrv_queue_ops {
 	int (*reap)(void *queue, const struct udrv_completions *out, uint32_t first, uint32_t max);
 	int (*wait)(void *queue, const struct udrv_completions *out, uint32_t min, uint32_t max,
 		    uint64_t timeout_ns, uint64_t spin_ns);
+	int (*quarantine)(void *queue, uint32_t slot);	/* as udrv_qp_quarantine() */
 	void (*ring)(void *queue);	/* as udrv_qp_ring(); NULL: there is nothing to ring */
 	uint32_t (*room)(const void *queue);	/* commands that can be submitted now */
 	void (*cost)(const void *queue, struct udrv_queue_cost *cost);
