@@ -344,6 +344,16 @@ class ResultFileError(UdrvError, ValueError):
     """A file does not hold what a benchmark wrote; the message names the place in it."""
 
 
+class FaultScriptError(UdrvError, ValueError):
+    """A script of faults is not valid. `place` says where ("fault 2, scope.lba")."""
+
+    def __init__(
+        self, tried: str, *, place: str, device: str | None = None, mend: str | None = None
+    ) -> None:
+        super().__init__(tried, device=device, mend=mend)
+        self.place = place
+
+
 # --- the laboratory ------------------------------------------------------------------------------
 
 

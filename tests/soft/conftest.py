@@ -11,6 +11,7 @@ from minidriver import MiniDriver
 
 from udrv import soft
 from udrv.soft import SoftProcess
+from udrv.soft.faults import Script
 from udrv.vfio.user import UserDevice, from_socket
 
 #: Another build of the controller (tests/soft/Makefile makes one with sanitizers).
@@ -24,8 +25,8 @@ def start() -> Iterator[Start]:
     """`soft.start`, with the end seen to: every controller must end without a word."""
     processes: list[SoftProcess] = []
 
-    def begin(options: str = "size=16M") -> SoftProcess:
-        process = soft.start(options, program=[PROGRAM] if PROGRAM else None)
+    def begin(options: str = "size=16M", script: Script | None = None) -> SoftProcess:
+        process = soft.start(options, program=[PROGRAM] if PROGRAM else None, faults=script)
         processes.append(process)
         return process
 

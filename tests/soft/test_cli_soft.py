@@ -157,3 +157,45 @@ def test_a_closed_pipe_ends_quietly(disk: Path) -> None:
         said = child.stderr.read()
     assert said == b""
     assert child.returncode == 1
+
+
+def test_faults_of_a_served_controller(tmp_path: Path) -> None:
+    """Loaded before a client comes, met by it, counted after it left."""
+    sock, control, script = tmp_path / "sock", tmp_path / "control", tmp_path / "script"
+    script.write_text('[[fault]]\neffect = "media_error"\nname = "bad"\nscope.lba = 3\n')
+    process = subprocess.Popen(
+        [sys.executable, "-m", "udrv.cli.main", "soft", "serve", str(sock), "--json",
+         f"size=16M&control={control}"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["event"] == "ready"
+        assert control.stat().st_mode & 0o777 == 0o600
+        assert _json("soft", "fault", control, "list") == []
+        assert _json("soft", "fault", control, "add", script) == {"ids": [1]}
+        text = script.read_bytes()
+        assert _json("soft", "fault", control, "add", "-", stdin=text) == {"ids": [2]}
+        assert _run("soft", "fault", control, "clear", 2).exit_code == 0
+        assert _run("read", f"vfio-user:{sock}", "--lba", 4, "--blocks", 1, "-o", tmp_path / "x"
+                    ).exit_code == 0
+        failed = _run("read", f"vfio-user:{sock}", "--lba", 3, "--blocks", 1, "-o", tmp_path / "x")
+        assert failed.exit_code == 1
+        assert "unrecovered" in failed.stderr.lower()
+        [one] = _json("soft", "fault", control, "list")
+        assert (one["id"], one["fault"]["name"], one["matched"], one["applied"]) == (1, "bad", 1, 1)
+        assert "media_error" in _run("soft", "fault", control, "list").stdout
+        assert _run("soft", "fault", control, "sync").exit_code == 0
+        wrong = _run("soft", "fault", control, "clear", 7)
+        assert (wrong.exit_code, "no fault of that id" in wrong.stderr) == (1, True)
+        assert _run("soft", "fault", control, "add").exit_code == 2
+        assert _run("soft", "fault", control, "list", script).exit_code == 2
+        assert _run("soft", "fault", control, "clear", "x").exit_code == 2
+        assert _run("soft", "fault", control, "replace", script).exit_code == 0
+        assert _run("soft", "fault", control, "clear").exit_code == 0
+        assert _json("soft", "fault", control, "list") == []
+    finally:
+        process.terminate()
+        process.wait(20)
+    assert not control.exists()
+    assert _run("soft", "fault", control, "list").exit_code == 1

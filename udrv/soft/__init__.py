@@ -9,12 +9,15 @@ driver may do, and it knows nothing of udrv's own driver: the two share no defin
 from __future__ import annotations
 
 from udrv.soft.counters import COUNTERS_LOG, QueueCounters, SoftCounters, read_counters
+from udrv.soft.fault_control import FaultControl, LoadedFault
 from udrv.soft.options import SoftOptions, parse_options
 from udrv.soft.process import SoftProcess, start
 from udrv.soft.server import serve
 
 __all__ = [
     "COUNTERS_LOG",
+    "FaultControl",
+    "LoadedFault",
     "QueueCounters",
     "SoftCounters",
     "SoftOptions",

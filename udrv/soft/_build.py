@@ -12,7 +12,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 
 ffibuilder = FFI()
-ffibuilder.cdef((HERE / "decl" / "soft.h").read_text())
+for _part in ("fault.h", "soft.h"):
+    ffibuilder.cdef((HERE / "decl" / _part).read_text())
 ffibuilder.set_source(
     "udrv.soft._soft",
     "#include <udrv/soft.h>",

@@ -17,6 +17,10 @@ class FFI:
     errno: int
     class error(Exception): ...
     @overload
+    def new(
+        self, cdecl: Literal["struct udrv_fault *"], init: Any = ..., /,
+    ) -> struct_udrv_fault: ...
+    @overload
     def new(self, cdecl: Literal["struct udrv_soft *"], init: Any = ..., /) -> struct_udrv_soft: ...
     @overload
     def new(
@@ -24,6 +28,8 @@ class FFI:
     ) -> struct_udrv_soft_config: ...
     @overload
     def new(self, cdecl: Any, init: Any = ..., /) -> Any: ...
+    @overload
+    def cast(self, cdecl: Literal["struct udrv_fault *"], value: Any, /) -> struct_udrv_fault: ...
     @overload
     def cast(self, cdecl: Literal["struct udrv_soft *"], value: Any, /) -> struct_udrv_soft: ...
     @overload
@@ -54,6 +60,31 @@ class FFI:
 ffi: FFI
 lib: Lib
 
+class struct_udrv_fault:
+    opcodes: Any
+    lba_first: int
+    lba_last: int
+    start_us: int
+    end_us: int
+    period_us: int
+    on_us: int
+    after: int
+    every: int
+    count: int
+    seed: int
+    probability: float
+    queue_first: int
+    queue_last: int
+    nsid: int
+    dies: int
+    die: int
+    stripe: int
+    effect: int
+    flags: int
+    u: Any
+    f: Any
+    name: Any
+
 class struct_udrv_soft: ...
 
 class struct_udrv_soft_config:
@@ -62,6 +93,9 @@ class struct_udrv_soft_config:
     sock_fd: int
     ready_fd: int
     counters_fd: int
+    control_fd: int
+    faults_fd: int
+    truth_fd: int
     nr_ns: int
     nn: int
     queues: int
@@ -72,12 +106,55 @@ class struct_udrv_soft_config:
     ns: Any
 
 class Lib:
+    UDRV_CONTROL_ADD: Final[int]
+    UDRV_CONTROL_CLEAR: Final[int]
+    UDRV_CONTROL_LIST: Final[int]
+    UDRV_CONTROL_REPLACE: Final[int]
+    UDRV_CONTROL_SYNC: Final[int]
+    UDRV_FAULT_ADD: Final[int]
+    UDRV_FAULT_ALL_ONES: Final[int]
+    UDRV_FAULT_BANDWIDTH: Final[int]
+    UDRV_FAULT_CFS: Final[int]
+    UDRV_FAULT_CORRUPT: Final[int]
+    UDRV_FAULT_DELETED_QUEUE: Final[int]
+    UDRV_FAULT_DROP: Final[int]
+    UDRV_FAULT_DUPLICATE: Final[int]
+    UDRV_FAULT_FACTOR: Final[int]
+    UDRV_FAULT_GC: Final[int]
+    UDRV_FAULT_HEALTHY: Final[int]
+    UDRV_FAULT_LATE: Final[int]
+    UDRV_FAULT_MAGIC: Final[int]
+    UDRV_FAULT_MAX: Final[int]
+    UDRV_FAULT_MEDIA_ERROR: Final[int]
+    UDRV_FAULT_MISSING_INTERRUPT: Final[int]
+    UDRV_FAULT_NEVER_READY: Final[int]
+    UDRV_FAULT_RETRY: Final[int]
+    UDRV_FAULT_SHUTDOWN_HANG: Final[int]
+    UDRV_FAULT_SLC: Final[int]
+    UDRV_FAULT_SLOW_READY: Final[int]
+    UDRV_FAULT_SLOW_RESET: Final[int]
+    UDRV_FAULT_SPURIOUS_INTERRUPT: Final[int]
+    UDRV_FAULT_STALL: Final[int]
+    UDRV_FAULT_STATUS: Final[int]
+    UDRV_FAULT_THERMAL: Final[int]
+    UDRV_FAULT_THROTTLE: Final[int]
+    UDRV_FAULT_TORN: Final[int]
+    UDRV_FAULT_UNKNOWN_CID: Final[int]
+    UDRV_FAULT_VERSION: Final[int]
+    UDRV_FAULT_WRONG_PHASE: Final[int]
+    UDRV_FAULT_WRONG_SQHD: Final[int]
+    UDRV_FAULT_WRONG_SQID: Final[int]
     UDRV_SOFT_MAX_NS: Final[int]
     UDRV_SOFT_MAX_QUEUES: Final[int]
     UDRV_SOFT_PEER_CLOSED: Final[int]
     UDRV_SOFT_STOPPED: Final[int]
     UDRV_SOFT_TRAP_DOORBELLS: Final[int]
+    UDRV_TRUTH_COMPLETION: Final[int]
+    UDRV_TRUTH_CONTROLLER: Final[int]
+    UDRV_TRUTH_LOST: Final[int]
+    def udrv_fault_check(self, fault: struct_udrv_fault, /) -> int: ...
     def udrv_soft_child(self, config: Any, len: int, /) -> int: ...
+    def udrv_soft_control(self, ctrl: struct_udrv_soft, /) -> None: ...
     def udrv_soft_free(self, ctrl: struct_udrv_soft, /) -> None: ...
     def udrv_soft_new(self, cfg: struct_udrv_soft_config, ctrl: Any, /) -> int: ...
     def udrv_soft_run(self, ctrl: struct_udrv_soft, sock: int, stop_fd: int, /) -> int: ...

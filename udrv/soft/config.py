@@ -16,6 +16,9 @@ from udrv.errors import (
     UdrvError,
 )
 from udrv.soft._soft import ffi, lib
+from udrv.soft.fault_control import bind_control
+from udrv.soft.fault_table import pack_script
+from udrv.soft.faults import Script, load
 from udrv.soft.options import NamespaceOptions, SoftOptions
 
 
@@ -33,8 +36,11 @@ class Config:
         sock_fd: int = -1,
         ready_fd: int = -1,
         counters_fd: int = -1,
+        control_fd: int = -1,
+        script: Script | None = None,
     ) -> None:
         self.fds: list[int] = []
+        self.control: Path | None = None
         self.struct = ffi.new("struct udrv_soft_config *")
         config = self.struct
         config.size = ffi.sizeof("struct udrv_soft_config")
@@ -42,6 +48,9 @@ class Config:
         config.sock_fd = sock_fd
         config.ready_fd = ready_fd
         config.counters_fd = counters_fd
+        config.control_fd = control_fd
+        config.faults_fd = -1
+        config.truth_fd = -1
         config.nr_ns = len(options.namespaces)
         config.nn = options.nn
         config.queues = options.queues
@@ -55,6 +64,7 @@ class Config:
                 config.ns[index].fd = fd
                 config.ns[index].blocks = size // space.lba
                 config.ns[index].lba_shift = space.lba.bit_length() - 1
+            self._open_faults(options, script)
         except BaseException:
             self.close()
             raise
@@ -64,10 +74,42 @@ class Config:
         return bytes(ffi.buffer(self.struct))
 
     def close(self) -> None:
-        """Close the backing files here; idempotent."""
+        """Close the files here, and remove the control socket; idempotent."""
+        self.close_fds()
+        if self.control is not None:
+            self.control.unlink(missing_ok=True)
+            self.control = None
+
+    def close_fds(self) -> None:
+        """Close the files here; idempotent."""
         while self.fds:
             with contextlib.suppress(OSError):
                 os.close(self.fds.pop())
+
+    def _open_faults(self, options: SoftOptions, script: Script | None) -> None:
+        """What there is to inject, where it is noted, and where it is changed."""
+        config = self.struct
+        if options.faults is not None:
+            if script is not None:
+                raise TargetError("faults= and a script are given", device="soft:")
+            script = load(options.faults)
+        if script is not None:
+            config.faults_fd = os.memfd_create("udrv-soft-faults", os.MFD_CLOEXEC)
+            self.fds.append(config.faults_fd)
+            os.write(config.faults_fd, pack_script(script))
+        if options.truth is not None:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+            try:
+                config.truth_fd = os.open(options.truth, flags, 0o666)
+            except OSError as error:
+                raise TargetError(
+                    f"{options.truth} cannot be written: {error.strerror}", device="soft:"
+                ) from error
+            self.fds.append(config.truth_fd)
+        if options.control is not None:
+            config.control_fd = bind_control(options.control).detach()
+            self.fds.append(config.control_fd)
+            self.control = Path(options.control)
 
     def _open(self, space: NamespaceOptions) -> tuple[int, int]:
         """Return the descriptor (-1: memory) and the size of a namespace's backing."""

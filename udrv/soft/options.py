@@ -27,6 +27,8 @@ DEFAULT_SERIAL = "UDRVSOFT0001"
 _SIZE = re.compile(r"([0-9]{1,19})([kmgt]?)", re.IGNORECASE | re.ASCII)
 _SHIFT = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
+_PATHS = ("faults", "truth", "control")
+
 #: Every option, with what its value must be (as an error shows it).
 VALID = {
     "size": "bytes, with K, M, G or T (1024 each)",
@@ -39,6 +41,9 @@ VALID = {
     "mdts": "1 to 9, the largest transfer is 4096 << mdts bytes",
     "serial": "up to 20 printable ASCII characters",
     "doorbells": "mapped or trapped",
+    "faults": "a path; a script of faults to start with (docs/faults.md)",
+    "truth": "a path; a record of each injected fault is written there",
+    "control": "a path; a socket for changing faults while it runs is made there",
     "spin": "0 to 1000000 microseconds of polling before it sleeps",
 }
 
@@ -64,6 +69,9 @@ class SoftOptions:
     serial: str = DEFAULT_SERIAL
     trap_doorbells: bool = False
     spin_us: int = 2000
+    faults: str | None = None
+    truth: str | None = None
+    control: str | None = None
 
     def __str__(self) -> str:
         """The options as text that `parse_options` reads back to the same."""
@@ -76,6 +84,11 @@ class SoftOptions:
             f"ns={spaces}&nn={self.nn}&queues={self.queues}&mqes={self.mqes}&mdts={self.mdts}"
             f"&serial={quote(self.serial)}&spin={self.spin_us}"
             f"&doorbells={'trapped' if self.trap_doorbells else 'mapped'}"
+            + "".join(
+                f"&{name}={quote(path, safe='/')}"
+                for name in _PATHS
+                if (path := getattr(self, name)) is not None
+            )
         )
 
 
@@ -111,6 +124,7 @@ def parse_options(text: str) -> SoftOptions:
         serial=serial,
         trap_doorbells=doorbells == "trapped",
         spin_us=_integer(given, "spin", 2000, 0, 1_000_000),
+        **{name: _path(name, given[name]) for name in _PATHS if name in given},
     )
 
 
@@ -156,6 +170,13 @@ def _namespaces(given: dict[str, str]) -> tuple[NamespaceOptions, ...]:
         )
         spaces.append(_checked(space, "ns"))
     return tuple(spaces)
+
+
+def _path(name: str, text: str) -> str:
+    path = unquote(text)
+    if not path or "\0" in path:
+        _refuse(name, path, "not a path")
+    return path
 
 
 def _lba(name: str, text: str) -> int:

@@ -23,6 +23,8 @@ from udrv.soft import _soft
 from udrv.soft._soft import ffi
 from udrv.soft.config import Config
 from udrv.soft.counters import SoftCounters, decode_counters
+from udrv.soft.fault_control import FaultControl
+from udrv.soft.faults import Script
 from udrv.soft.options import SoftOptions, parse_options
 
 #: A child that has not come up after this long will not.
@@ -46,11 +48,16 @@ class SoftProcess:
         sock: socket.socket,
         stderr_fd: int,
         counters: mmap.mmap,
+        *,
+        faults: FaultControl,
+        control: Path | None,
     ) -> None:
         self._child = child
         self._socket = sock
         self._stderr_fd = stderr_fd
         self._counters = counters
+        self._faults = faults
+        self._control = control
         self._owner = os.getpid()
         self._closed = False
         self._last_words = ""
@@ -78,6 +85,11 @@ class SoftProcess:
                 self._last_words = os.pread(self._stderr_fd, 65536, 0).decode(errors="replace")
         return self._last_words.strip()
 
+    @property
+    def faults(self) -> FaultControl:
+        """The faults that it injects; see `udrv.soft.faults`."""
+        return self._faults
+
     def counters(self) -> SoftCounters:
         """Read the controller's counters, now; they stay readable after `close`."""
         return decode_counters(memoryview(self._counters))
@@ -90,7 +102,10 @@ class SoftProcess:
         if self._closed:
             return
         self._socket.close()
+        self._faults.close()
         if os.getpid() == self._owner:
+            if self._control is not None:
+                self._control.unlink(missing_ok=True)
             try:
                 self._child.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
@@ -114,10 +129,14 @@ class SoftProcess:
 
 
 def start(
-    options: str | SoftOptions = "", *, program: Sequence[str] | None = None
+    options: str | SoftOptions = "",
+    *,
+    program: Sequence[str] | None = None,
+    faults: Script | None = None,
 ) -> SoftProcess:
     """Start a controller; `options` is what follows `soft:?` (see `udrv.soft.options`).
 
+    `faults` is what it injects from the start; `SoftProcess.faults` changes that.
     `program` replaces the child's command line up to its first argument: another build of the
     controller that takes the configuration in the same way (tests run one with sanitizers).
 
@@ -127,7 +146,7 @@ def start(
     if isinstance(options, str):
         options = parse_options(options)
     try:
-        return _start(options, program)
+        return _start(options, program, faults)
     except UdrvError:
         raise
     except OSError as error:  # no descriptor, no process, no memory left
@@ -140,7 +159,9 @@ def start(
         ) from error
 
 
-def _start(options: SoftOptions, program: Sequence[str] | None) -> SoftProcess:
+def _start(
+    options: SoftOptions, program: Sequence[str] | None, script: Script | None
+) -> SoftProcess:
     with contextlib.ExitStack() as stack:
 
         def keep(fd: int) -> int:
@@ -165,21 +186,37 @@ def _start(options: SoftOptions, program: Sequence[str] | None) -> SoftProcess:
         keep(ready_fd)
         close_ready = stack.enter_context(contextlib.ExitStack())
         close_ready.callback(os.close, ready_child)
+        control_fd = -1
+        if options.control is None:
+            control, theirs_too = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+            on_error.callback(control.close)
+            control_fd = keep(theirs_too.detach())
         config = Config(
-            options, sock_fd=theirs.fileno(), ready_fd=ready_child, counters_fd=counters_fd
-        )
-        stack.callback(config.close)
+            options, sock_fd=theirs.fileno(), ready_fd=ready_child, counters_fd=counters_fd,
+            control_fd=control_fd, script=script,
+        )  # fmt: skip
+        on_error.callback(config.close)
+        stack.callback(config.close_fds)
+        if options.control is not None:
+            faults = FaultControl.connect(options.control)
+            on_error.callback(faults.close)
+        else:
+            faults = FaultControl(control, "soft:")
         child = subprocess.Popen(
             [*(program or _command()), config.packed().hex(), *_directories()],
             stdin=subprocess.DEVNULL,
             stdout=stderr_fd,
             stderr=stderr_fd,
-            pass_fds=(theirs.fileno(), ready_child, counters_fd, *config.fds),
+            pass_fds=(
+                theirs.fileno(), ready_child, counters_fd, *config.fds,
+                *([control_fd] if control_fd >= 0 else []),
+            ),
         )
         close_ready.close()  # so that the pipe ends with the child
         process = SoftProcess(
-            child, ours, stderr_fd, mmap.mmap(counters_fd, size, prot=mmap.PROT_READ)
-        )
+            child, ours, stderr_fd, mmap.mmap(counters_fd, size, prot=mmap.PROT_READ),
+            faults=faults, control=config.control,
+        )  # fmt: skip
         on_error.pop_all()
         theirs.close()
         try:

@@ -64,7 +64,8 @@ def serve(
                     stop_fd = stack.enter_context(_signals()) if in_main else -1
                 if on_ready is not None:
                     on_ready()
-                _accept_loop(controller, listener, stop_fd, on_client_end)
+                control_fd = config.struct.control_fd
+                _accept_loop(controller, listener, stop_fd, control_fd, on_client_end)
     finally:
         config.close()
 
@@ -180,16 +181,21 @@ def _accept_loop(
     controller: struct_udrv_soft,
     listener: socket.socket,
     stop_fd: int,
+    control_fd: int,
     on_client_end: Callable[[str], None] | None,
 ) -> None:
     poller = select.poll()
     poller.register(listener, select.POLLIN)
     if stop_fd >= 0:
         poller.register(stop_fd, select.POLLIN)
+    if control_fd >= 0:
+        poller.register(control_fd, select.POLLIN)
     while True:
         ready = {fd for fd, _event in poller.poll()}
         if stop_fd in ready:
             return
+        if control_fd in ready:
+            lib.udrv_soft_control(controller)
         if listener.fileno() not in ready:
             continue
         client, _address = listener.accept()

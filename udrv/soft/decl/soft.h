@@ -18,6 +18,9 @@ struct udrv_soft_config {
 	int32_t sock_fd;
 	int32_t ready_fd;
 	int32_t counters_fd;
+	int32_t control_fd;
+	int32_t faults_fd;
+	int32_t truth_fd;
 	uint32_t nr_ns;
 	uint32_t nn;
 	uint32_t queues;
@@ -51,5 +54,6 @@ struct udrv_soft;
 
 int udrv_soft_new(const struct udrv_soft_config *cfg, struct udrv_soft **ctrl);
 int udrv_soft_run(struct udrv_soft *ctrl, int sock, int stop_fd);
+void udrv_soft_control(struct udrv_soft *ctrl);
 void udrv_soft_free(struct udrv_soft *ctrl);
 int udrv_soft_child(const void *config, size_t len);

@@ -61,7 +61,7 @@ static uint16_t abort_command(struct udrv_soft *c, const struct nv_sqe *cmd, uin
 		 * Room for two: this completion, and the Abort's own, for which serve() looked
 		 * before it fetched.
 		 */
-		if (c->cq[0].free < 2)
+		if (soft_cq_room(&c->cq[0]) < 2)
 			return NV_OK;
 		soft_complete_admin(c, cid, NV_ABORTED, 0);
 		e->parked[i] = e->parked[--e->nr_parked];

@@ -122,6 +122,8 @@ int udrv_soft_new(const struct udrv_soft_config *cfg, struct udrv_soft **ctrl)
 		err = open_doorbells(c);
 	if (!err)
 		err = open_counters(c);
+	if (!err)
+		err = soft_inject_open(c);
 	for (uint32_t i = 0; !err && i < cfg->nr_ns; i++) {
 		err = soft_media_open(&c->media[i], &cfg->ns[i]);
 		soft_ns_configured(&c->media[i]);
@@ -147,6 +149,7 @@ void udrv_soft_free(struct udrv_soft *c)
 	dma_clear(&c->dma);
 	for (uint32_t i = 0; i < UDRV_SOFT_MAX_NS; i++)
 		soft_media_close(&c->media[i]);
+	soft_inject_close(c);
 	if (c->counters_mapped)
 		munmap(c->counters, sizeof(*c->counters));
 	else
@@ -189,7 +192,7 @@ static bool enable_allowed(const struct udrv_soft *c, uint32_t cc)
 	return (c->aqa & 0xfff) && (c->aqa >> 16 & 0xfff);
 }
 
-static void enable(struct udrv_soft *c)
+void soft_enable(struct udrv_soft *c)
 {
 	c->counters->enables++;
 	c->csts = 0;
@@ -248,14 +251,19 @@ static void write_cc(struct udrv_soft *c, uint32_t value)
 	}
 	c->cc = value;
 	if (!(old & NV_CC_EN) && (value & NV_CC_EN)) {
-		enable(c);
+		if (!c->injecting || !soft_fault_enable(c))
+			soft_enable(c);
 	} else if ((old & NV_CC_EN) && !(value & NV_CC_EN)) {
 		soft_controller_reset(c);
+		if (c->injecting)
+			soft_fault_reset(c);
 	}
 	if (NV_CC_SHN(value) && NV_CC_SHN(value) != NV_CC_SHN(old)) {
 		if (!soft_sync_all(c))
 			c->stat.media_errors++;
-		c->csts = (c->csts & ~NV_CSTS_SHST_MASK) | NV_CSTS_SHST_DONE;
+		c->csts = (c->csts & ~NV_CSTS_SHST_MASK) |
+			  (c->injecting && soft_fault_shutdown(c) ? NV_CSTS_SHST_OCCURRING :
+								    NV_CSTS_SHST_DONE);
 		update_running(c);
 	}
 }
@@ -283,7 +291,7 @@ static uint32_t bar_byte_area(struct udrv_soft *c, uint32_t offset, uint8_t *byt
 		put32(image, NV_REG_INTMS, c->intms);
 		put32(image, NV_REG_INTMC, c->intms);
 		put32(image, NV_REG_CC, c->cc);
-		put32(image, NV_REG_CSTS, c->csts);
+		put32(image, NV_REG_CSTS, c->csts | c->inject->csts);
 		put32(image, NV_REG_AQA, c->aqa);
 		put64(image, NV_REG_ASQ, c->asq);
 		put64(image, NV_REG_ACQ, c->acq);

@@ -10,6 +10,7 @@
  *               Format), sanitize.c, selftest.c, firmware.c belong to it
  *   io.c        I/O commands; nvm.c those that are no plain Read or Write; pi.c metadata's
  *               protection information; prp.c finds their data; media.c keeps it
+ *   fault.c     what is injected (fault.h lists its parts); nothing of it costs while it is off
  *   server.c    vfio-user messages; conn.c moves them; loop.c is the one loop
  *
  * One thread runs all of it; nothing here is shared with another thread, and the only things
@@ -27,6 +28,7 @@
 #include <udrv/soft.h>
 
 #include "dma.h"
+#include "fault.h"
 #include "state.h"
 #include "wire.h"
 
@@ -104,6 +106,9 @@ struct soft_sq {
  * @free:	entries that may be written before the host's head doorbell moves
  * @unsignalled: something was posted since the vector was signalled last
  * @nr_sqs:	submission queues that complete here
+ * @reserved:	of @free, for completions that are not due yet
+ * @posted:	completions, since it was created
+ * @epoch:	completion queues of this id before it
  */
 struct soft_cq {
 	bool live;
@@ -116,6 +121,9 @@ struct soft_cq {
 	uint32_t head;
 	uint32_t tail;
 	uint32_t free;
+	uint32_t reserved;
+	uint32_t epoch;
+	uint64_t posted;
 	struct soft_bell bell;
 	uint32_t nr_sqs;
 	uint64_t iova;
@@ -146,6 +154,8 @@ struct udrv_soft {
 	uint64_t asq;
 	uint64_t acq;
 	bool running; /* RDY, not CFS, not shut down: commands are fetched */
+	bool injecting; /* there is something in @inject */
+	struct soft_inject *inject;
 
 	/* queues: by id, and the live ones in the order in which they are served */
 	_Atomic uint32_t *doorbells; /* SQ tail of queue n at 2n, CQ head at 2n + 1 */
@@ -158,6 +168,7 @@ struct udrv_soft {
 	uint16_t sqs[MAX_QID + 1];
 	uint16_t cqs[MAX_QID + 1];
 	uint32_t allocated_queues;
+	uint32_t cq_epoch[MAX_QID + 1];
 
 	struct soft_features feature; /* current values */
 	struct soft_features feature_default;
@@ -218,6 +229,9 @@ void soft_bar_read(struct udrv_soft *c, uint32_t offset, void *data, uint32_t co
  * Return: 0 or -EINVAL.
  */
 int soft_bar_write(struct udrv_soft *c, uint32_t offset, const void *data, uint32_t count);
+
+/* soft_enable() - what CC.EN from 0 to 1 does */
+void soft_enable(struct udrv_soft *c);
 
 /* soft_fatal() - CSTS.CFS: nothing more is fetched until a reset */
 void soft_fatal(struct udrv_soft *c);
@@ -284,6 +298,32 @@ uint16_t soft_delete_cq(struct udrv_soft *c, const struct nv_sqe *cmd);
  * Return: false if the admin completion queue has no room.
  */
 bool soft_complete_admin(struct udrv_soft *c, uint16_t cid, uint16_t status, uint32_t result);
+
+/* soft_cq_room() - completions that may be posted which have no place yet */
+static inline uint32_t soft_cq_room(const struct soft_cq *cq)
+{
+	return cq->free - cq->reserved;
+}
+
+/**
+ * soft_post() - post a completion; the caller made sure that there is room
+ * @sq:		its third word: SQHD 15:0, SQID 31:16
+ * @wrong_phase: with the phase of the lap before
+ * @silent:	no interrupt for it
+ */
+void soft_post(struct udrv_soft *c, struct soft_cq *cq, uint32_t sq, uint16_t cid,
+	       uint16_t status, uint32_t result, bool wrong_phase, bool silent);
+
+/**
+ * soft_execute() - execute a command
+ * Return: enum nv_status, as the handlers return it.
+ */
+uint16_t soft_execute(struct udrv_soft *c, uint16_t sqid, const struct nv_sqe *cmd,
+		      uint32_t *result);
+
+/* soft_note_status() - count and log an error. Return: the status to post. */
+uint16_t soft_note_status(struct udrv_soft *c, uint16_t sqid, const struct nv_sqe *cmd,
+			  uint16_t status);
 
 /* --- admin.c, identify.c, feature.c, event.c ----------------------------------------------- */
 
@@ -412,6 +452,9 @@ static inline bool soft_ns_allocated(const struct udrv_soft *c, uint32_t nsid)
 {
 	return nsid - 1 < UDRV_SOFT_MAX_NS && c->media[nsid - 1].allocated;
 }
+
+/* soft_media_flip() - change one bit behind everybody's back */
+void soft_media_flip(struct soft_media *m, uint64_t at, uint32_t bit);
 
 static inline bool soft_ns_active(const struct udrv_soft *c, uint32_t nsid)
 {

@@ -106,17 +106,20 @@ static int64_t patience(struct udrv_soft *c, struct nap *nap, bool work)
 }
 
 /* Return: as conn_receive(), or UDRV_SOFT_STOPPED + 1 to stop. */
-static int wait_for(struct conn *conn, int stop_fd, int64_t wait_ns)
+static int wait_for(struct udrv_soft *c, struct conn *conn, int stop_fd, int64_t wait_ns)
 {
-	struct pollfd pfd[2] = { { .fd = conn->sock, .events = POLLIN },
-				 { .fd = stop_fd, .events = POLLIN } };
+	struct pollfd pfd[3] = { { .fd = conn->sock, .events = POLLIN },
+				 { .fd = stop_fd, .events = POLLIN },
+				 { .fd = c->cfg.control_fd, .events = POLLIN } };
 	struct timespec ts = { .tv_nsec = wait_ns > 0 ? (long)wait_ns : 0 };
-	int n = ppoll(pfd, 2, wait_ns < 0 ? NULL : &ts, NULL);
+	int n = ppoll(pfd, 3, wait_ns < 0 ? NULL : &ts, NULL);
 
 	if (n < 0)
 		return errno == EINTR ? 0 : -errno;
 	if (pfd[1].revents)
 		return 2;
+	if (pfd[2].revents)
+		soft_control(c);
 	return pfd[0].revents ? conn_receive(conn) : 0;
 }
 
@@ -133,7 +136,9 @@ static int serve(struct udrv_soft *c, struct conn *conn, int stop_fd)
 			soft_fatal(c); /* the client's memory went away under a command */
 		if (wait == -2)
 			continue;
-		got = wait_for(conn, stop_fd, wait);
+		if (c->injecting && wait)
+			wait = soft_fault_patience(c, wait);
+		got = wait_for(c, conn, stop_fd, wait);
 		if (got == 0)
 			continue;
 		if (got == 2)

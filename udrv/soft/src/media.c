@@ -148,6 +148,21 @@ static uint16_t file_zero(struct soft_media *m, uint64_t at, uint64_t len, bool 
 	return NV_OK;
 }
 
+void soft_media_flip(struct soft_media *m, uint64_t at, uint32_t bit)
+{
+	uint8_t byte;
+
+	if (m->fd < 0) {
+		m->memory[at] ^= (uint8_t)(1u << bit);
+		return;
+	}
+	if (pread(m->fd, &byte, 1, (off_t)at) != 1)
+		return;
+	byte ^= (uint8_t)(1u << bit);
+	if (pwrite(m->fd, &byte, 1, (off_t)at) != 1)
+		return; /* the write that it was to spoil is spoilt all the more */
+}
+
 /* Whole pages go back to the kernel, which gives zeroes for them when they are touched again. */
 static void memory_zero(uint8_t *at, uint64_t len, bool give_back)
 {
@@ -277,6 +292,8 @@ bool soft_sync_all(struct udrv_soft *c)
 uint16_t soft_media_io(struct udrv_soft *c, struct soft_media *m, uint64_t at, bool write,
 		       bool durable)
 {
+	if (write && c->inject->tear != UINT32_MAX)
+		soft_fault_tear(c, m->lba_shift);
 	if (m->fd >= 0)
 		return file_io(c, m, at, write, durable);
 	memory_io(c, m, at, write);

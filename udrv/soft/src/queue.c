@@ -56,13 +56,12 @@ static bool look_at_cq(struct udrv_soft *c, struct soft_cq *cq)
 
 /* --- completing ---------------------------------------------------------------------------- */
 
-/* The caller made sure that there is room. */
-static void post(struct udrv_soft *c, struct soft_cq *cq, const struct soft_sq *sq, uint16_t cid,
-		 uint16_t status, uint32_t result)
+static inline void put(struct udrv_soft *c, struct soft_cq *cq, uint32_t sq, uint16_t cid,
+		       uint16_t status, uint32_t result, bool phase, bool signal)
 {
 	uint64_t iova = cq->iova + (uint64_t)cq->tail * NV_CQE_SIZE;
 	struct nv_cqe *cqe = dma_at(&c->dma, &cq->ref, iova, NV_CQE_SIZE, DMA_WRITE);
-	uint32_t last = (uint32_t)status << 17 | (uint32_t)cq->phase << 16 | cid;
+	uint32_t last = (uint32_t)status << 17 | (uint32_t)phase << 16 | cid;
 
 	if (!cqe) {
 		/* A completion that cannot be delivered: the host would wait for ever. */
@@ -71,21 +70,34 @@ static void post(struct udrv_soft *c, struct soft_cq *cq, const struct soft_sq *
 	}
 	cqe->result = result;
 	cqe->reserved = 0;
-	cqe->sq = (uint32_t)sq->qid << 16 | sq->head;
+	cqe->sq = sq;
 	/* release: pairs with the host's acquire load of the phase; it publishes the above */
 	__atomic_store_n(&cqe->status, last, __ATOMIC_RELEASE);
 
 	cq->free--;
-	cq->unsignalled = true;
+	cq->posted++;
+	cq->unsignalled |= signal;
 	if (++cq->tail == cq->size) {
 		cq->tail = 0;
 		cq->phase = !cq->phase;
 	}
 }
 
+static void post(struct udrv_soft *c, struct soft_cq *cq, const struct soft_sq *sq, uint16_t cid,
+		 uint16_t status, uint32_t result)
+{
+	put(c, cq, (uint32_t)sq->qid << 16 | sq->head, cid, status, result, cq->phase, true);
+}
+
+void soft_post(struct udrv_soft *c, struct soft_cq *cq, uint32_t sq, uint16_t cid,
+	       uint16_t status, uint32_t result, bool wrong_phase, bool silent)
+{
+	put(c, cq, sq, cid, status, result, cq->phase != wrong_phase, !silent);
+}
+
 bool soft_complete_admin(struct udrv_soft *c, uint16_t cid, uint16_t status, uint32_t result)
 {
-	if (!c->cq[0].free)
+	if (!soft_cq_room(&c->cq[0]))
 		return false;
 	post(c, &c->cq[0], &c->sq[0], cid, status, result);
 	return true;
@@ -107,25 +119,34 @@ static void signal_cqs(struct udrv_soft *c)
 
 /* --- fetching ------------------------------------------------------------------------------ */
 
+uint16_t soft_execute(struct udrv_soft *c, uint16_t sqid, const struct nv_sqe *cmd,
+		      uint32_t *result)
+{
+	return sqid ? soft_io(c, cmd) : soft_admin(c, cmd, result);
+}
+
+uint16_t soft_note_status(struct udrv_soft *c, uint16_t sqid, const struct nv_sqe *cmd,
+			  uint16_t status)
+{
+	if (!status)
+		return status;
+	c->counters->queue[sqid].errors++;
+	status |= NV_MORE;
+	soft_log_error(c, cmd, sqid, status);
+	return status;
+}
+
 static void execute(struct udrv_soft *c, struct soft_sq *sq, struct soft_cq *cq,
 		    const struct nv_sqe *cmd)
 {
-	struct udrv_soft_queue_counters *count = &c->counters->queue[sq->qid];
 	uint32_t result = 0;
 	uint16_t status;
 
-	count->commands++;
-	if (sq->qid)
-		status = soft_io(c, cmd);
-	else
-		status = soft_admin(c, cmd, &result);
+	c->counters->queue[sq->qid].commands++;
+	status = soft_execute(c, sq->qid, cmd, &result);
 	if (status == NV_NO_COMPLETION)
 		return;
-	if (status) {
-		count->errors++;
-		status |= NV_MORE;
-		soft_log_error(c, cmd, sq->qid, status);
-	}
+	status = soft_note_status(c, sq->qid, cmd, status);
 	post(c, cq, sq, cmd->cid, status, result);
 }
 
@@ -139,7 +160,7 @@ static bool serve(struct udrv_soft *c, struct soft_sq *sq)
 		const void *entry;
 		struct nv_sqe cmd;
 
-		if (!cq->free) {
+		if (!soft_cq_room(cq) || (c->injecting && c->inject->late.nr == LATE_MAX)) {
 			/* Nothing is fetched that could not be completed: 4.1.2. */
 			c->counters->queue[cq->qid].cq_full += !sq->stalled;
 			sq->stalled = true;
@@ -154,7 +175,10 @@ static bool serve(struct udrv_soft *c, struct soft_sq *sq)
 		/* Copied once: what was checked is what is executed. */
 		memcpy(&cmd, entry, sizeof(cmd));
 		sq->head = sq->head + 1 == sq->size ? 0 : sq->head + 1;
-		execute(c, sq, cq, &cmd);
+		if (!c->injecting)
+			execute(c, sq, cq, &cmd);
+		else
+			soft_fault_command(c, sq, cq, &cmd);
 	}
 	return n != 0;
 }
@@ -166,6 +190,8 @@ bool soft_queues_pass(struct udrv_soft *c)
 	for (uint32_t i = 0; i < c->nr_cqs; i++)
 		work |= look_at_cq(c, &c->cq[c->cqs[i]]);
 	soft_events_deliver(c);
+	if (c->injecting)
+		work |= soft_fault_pass(c);
 	/*
 	 * Round robin: the same burst for every queue in every pass. An admin command may delete
 	 * queues, which moves the list under the loop; a queue that is skipped by that has its turn
@@ -216,7 +242,8 @@ static void start_cq(struct udrv_soft *c, uint16_t qid, uint32_t size, uint64_t 
 {
 	c->cq[qid] = (struct soft_cq){ .live = true, .phase = true, .interrupts = interrupts,
 				       .qid = qid, .vector = vector, .size = size,
-				       .free = size - 1, .iova = iova };
+				       .epoch = c->cq_epoch[qid]++, .free = size - 1,
+				       .iova = iova };
 	soft_bell_start(c, &c->cq[qid].bell, 2u * qid + 1);
 	list_add(c->cqs, &c->nr_cqs, qid);
 }
@@ -229,6 +256,8 @@ void soft_queues_start_admin(struct udrv_soft *c)
 
 void soft_queues_clear(struct udrv_soft *c)
 {
+	if (c->injecting)
+		soft_fault_queues_gone(c);
 	memset(c->sq, 0, sizeof(c->sq));
 	memset(c->cq, 0, sizeof(c->cq));
 	c->nr_sqs = 0;
@@ -309,7 +338,9 @@ uint16_t soft_delete_sq(struct udrv_soft *c, const struct nv_sqe *cmd)
 
 	if (qid == 0 || qid > MAX_QID || !c->sq[qid].live)
 		return NV_QID_INVALID;
-	/* Commands are executed as they are fetched, so none is outstanding. */
+	/* Commands are executed as they are fetched, so none is outstanding unless it was delayed. */
+	if (c->injecting)
+		soft_fault_sq_gone(c, qid);
 	c->cq[c->sq[qid].cqid].nr_sqs--;
 	memset(&c->sq[qid], 0, sizeof(c->sq[qid]));
 	list_del(c->sqs, &c->nr_sqs, qid);

@@ -321,7 +321,9 @@ static int region_read(struct udrv_soft *c, struct conn *conn)
 	if (payload_len(conn) != sizeof(a))
 		return EINVAL;
 	reply_with(conn, &a, sizeof(a));
-	if (a.region == VU_REGION_BAR0)
+	if (c->injecting && soft_fault_registers(c))
+		memset(conn->out + sizeof(a), 0xff, a.count);
+	else if (a.region == VU_REGION_BAR0)
 		soft_bar_read(c, (uint32_t)a.offset, conn->out + sizeof(a), a.count);
 	else
 		memcpy(conn->out + sizeof(a), &c->pci[a.offset], a.count);
@@ -339,7 +341,9 @@ static int region_write(struct udrv_soft *c, struct conn *conn)
 		return err;
 	if (payload_len(conn) != sizeof(a) + a.count)
 		return EINVAL;
-	if (a.region == VU_REGION_BAR0)
+	if (c->injecting && soft_fault_registers(c))
+		err = 0; /* nobody is there to take it */
+	else if (a.region == VU_REGION_BAR0)
 		err = -soft_bar_write(c, (uint32_t)a.offset, data, a.count);
 	else
 		soft_pci_write(c, (uint32_t)a.offset, data, a.count);

@@ -59,6 +59,7 @@ enum nv_reg {
 #define NV_CSTS_RDY 1u
 #define NV_CSTS_CFS 2u
 #define NV_CSTS_SHST_MASK 0x0cu
+#define NV_CSTS_SHST_OCCURRING 0x04u
 #define NV_CSTS_SHST_DONE 0x08u
 
 /* --- queue entries (4.2, 4.6) -------------------------------------------------------------- */

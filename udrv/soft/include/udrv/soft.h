@@ -15,6 +15,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <udrv/soft_fault.h>
+
 #define UDRV_SOFT_MAX_NS 32
 #define UDRV_SOFT_MAX_QUEUES 128 /* I/O queue pairs */
 
@@ -44,6 +46,9 @@ struct udrv_soft_ns {
  * @sock_fd:	for udrv_soft_child(): the connected client
  * @ready_fd:	for udrv_soft_child(): gets one byte when the controller is up, then is closed
  * @counters_fd: a file of at least sizeof(struct udrv_soft_counters), or -1
+ * @control_fd:	datagram socket for requests while it runs (struct udrv_control), or -1
+ * @faults_fd:	file with a struct udrv_fault_table, read by udrv_soft_new(), or -1
+ * @truth_fd:	file that gets a struct udrv_truth for each injected effect, or -1
  * @nr_ns:	namespaces in @ns, 1 to UDRV_SOFT_MAX_NS
  * @nn:		number of NSIDs (Identify NN), at least @nr_ns; those above are inactive
  * @queues:	I/O queue pairs, 1 to UDRV_SOFT_MAX_QUEUES
@@ -59,6 +64,9 @@ struct udrv_soft_config {
 	int32_t sock_fd;
 	int32_t ready_fd;
 	int32_t counters_fd;
+	int32_t control_fd;
+	int32_t faults_fd;
+	int32_t truth_fd;
 	uint32_t nr_ns;
 	uint32_t nn;
 	uint32_t queues;
@@ -136,6 +144,14 @@ int udrv_soft_new(const struct udrv_soft_config *cfg, struct udrv_soft **ctrl);
  * broke the protocol so that the connection could not go on.
  */
 int udrv_soft_run(struct udrv_soft *ctrl, int sock, int stop_fd);
+
+/**
+ * udrv_soft_control() - answer what waits at cfg.control_fd; does not block
+ * @ctrl:	the controller
+ *
+ * udrv_soft_run() does so by itself: this is for the time between two clients.
+ */
+void udrv_soft_control(struct udrv_soft *ctrl);
 
 /**
  * udrv_soft_free() - release a controller and its memory; NULL is allowed
