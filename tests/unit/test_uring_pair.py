@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import threading
 from collections.abc import Iterator
@@ -225,3 +227,27 @@ def test_setup_errors_are_named(ctrl: FileController) -> None:
             ctrl.queue()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def descriptors() -> int:
+    """Rings and eventfds of this process."""
+    found = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the descriptor of this very listing
+            found += any(kind in str(link.readlink()) for kind in ("io_uring", "eventfd"))
+    return found
+
+
+def test_a_queue_that_nobody_closed_gives_its_ring_back(ctrl: FileController) -> None:
+    gc.collect()
+    before = descriptors()
+    for _ in range(3):
+        queue = ctrl.queue(interrupt=True)
+        batch = queue.batch(2, namespace=ctrl.namespace, buffer=ctrl.alloc(4096))
+        run(queue, batch, READ, 2)
+        ctrl.queues.clear()
+        ctrl.mapper.pairs.clear()
+        del queue, batch
+        gc.collect()
+    assert descriptors() == before
+    assert stranded() == 0

@@ -14,7 +14,9 @@ The controller is the kernel's: nothing here shuts it down, resets it or deletes
 from __future__ import annotations
 
 import os
+import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,7 @@ from udrv.errors import (
     UdrvError,
     UnsupportedOnTransport,
 )
+from udrv.fork import ForkGuard
 from udrv.memory import DmaMemory, Ledger
 from udrv.nvme import nodes
 from udrv.nvme.admin import ADMIN_TIMEOUT, AdminResult, active_nsids
@@ -111,6 +114,7 @@ class KernelBackend(Backend):
         self._host = host
         self._node = node
         self._lock = threading.RLock()
+        self._guard = ForkGuard()
         self._files: dict[int, _File] = {}
         self._interrupts = True
         self._ready = False
@@ -411,6 +415,14 @@ class KernelBackend(Backend):
 
     def close_steps(self) -> Sequence[Step]:
         return (self.memory.close, self._close_files)
+
+    def __del__(self) -> None:
+        # nobody closed it: give the descriptors back, and with them the claim on a block device
+        if sys is None or sys.is_finalizing() or not getattr(self, "_ready", False):
+            return
+        if not self._guard.forked:
+            warnings.warn(f"{self.target} was not closed", ResourceWarning, stacklevel=2)
+            self._close_files()
 
     def _close_files(self) -> None:
         with self._lock:

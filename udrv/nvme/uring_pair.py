@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import time
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -357,6 +358,19 @@ class UringPair:
         self._owner.drop_pair(self)
         lib.udrv_uring_qp_exit(handle)
         self._close_eventfd()
+
+    def __del__(self) -> None:
+        # nobody closed it: a ring with nothing in flight goes, any other stays as it is
+        if sys is None or sys.is_finalizing() or getattr(self, "_handle", None) is None:
+            return
+        lib.udrv_uring_qp_close(self._handle)
+        left = lib.udrv_uring_qp_drain(self._handle, 0)
+        if left == 0:
+            lib.udrv_uring_qp_exit(self._handle)
+            self._handle = None
+            self._close_eventfd()
+        elif left != -core.UDRV_EFORKED:
+            _STRANDED.append(self)
 
     def _close_eventfd(self) -> None:
         fd, self.eventfd = self.eventfd, -1
