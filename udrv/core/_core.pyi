@@ -17,8 +17,6 @@ class FFI:
     errno: int
     class error(Exception): ...
     @overload
-    def new(self, cdecl: Literal["struct nvme_sqe *"], init: Any = ..., /) -> struct_nvme_sqe: ...
-    @overload
     def new(
         self, cdecl: Literal["struct udrv_batch *"], init: Any = ..., /,
     ) -> struct_udrv_batch: ...
@@ -80,8 +78,6 @@ class FFI:
     def new(self, cdecl: Literal["struct udrv_spin *"], init: Any = ..., /) -> struct_udrv_spin: ...
     @overload
     def new(self, cdecl: Any, init: Any = ..., /) -> Any: ...
-    @overload
-    def cast(self, cdecl: Literal["struct nvme_sqe *"], value: Any, /) -> struct_nvme_sqe: ...
     @overload
     def cast(self, cdecl: Literal["struct udrv_batch *"], value: Any, /) -> struct_udrv_batch: ...
     @overload
@@ -159,8 +155,6 @@ class FFI:
 
 ffi: FFI
 lib: Lib
-
-class struct_nvme_sqe: ...
 
 class struct_udrv_batch:
     capacity: int
@@ -489,8 +483,8 @@ class Lib:
         self, qp: struct_udrv_qp, batch: struct_udrv_batch, first: int, count: int, bad: Any, /,
     ) -> int: ...
     def udrv_qp_submit_raw(
-        self, qp: struct_udrv_qp, sqe: struct_nvme_sqe, iova: int, len: int, pool_id: int,
-        pool_offset: int, offset: int, slot: int, user_data: int, /,
+        self, qp: struct_udrv_qp, sqe: Any, iova: int, len: int, pool_id: int, pool_offset: int,
+        offset: int, slot: int, user_data: int, /,
     ) -> int: ...
     def udrv_qp_wait(
         self, qp: struct_udrv_qp, out: struct_udrv_completions, min: int, max: int, timeout_ns: int,

@@ -284,7 +284,7 @@ class QueuePair:
             raise InvalidRequestError(
                 f"a command has {SQE_SIZE} bytes, not {len(sqe)}", device=self.device
             )
-        entry = ffi.from_buffer("struct nvme_sqe *", sqe)
+        entry = ffi.from_buffer(sqe)
         self._check(
             lib.udrv_qp_submit_raw(
                 self.c, entry, iova, length, pool_id, pool_offset, 0, slot, user_data
@@ -300,7 +300,7 @@ class QueuePair:
         if offset > batch.len or length > batch.len - offset:
             return -int(lib.UDRV_EBUFFER)
         ret = lib.udrv_qp_submit_raw(
-            self.c, ffi.from_buffer("struct nvme_sqe *", sqe), batch.iova + offset if length else 0,
+            self.c, ffi.from_buffer(sqe), batch.iova + offset if length else 0,
             length, batch.pool_id, batch.pool_offset, offset, batch.slot, user_data,
         )  # fmt: skip
         return 0 if ret == -lib.UDRV_EFULL else int(ret)

@@ -203,7 +203,7 @@ class UringPair:
         self, batch: Any, sqe: bytes, offset: int, length: int, user_data: int
     ) -> int:
         """One command as it is; see `Queue.submit_raw`. Returns 1, 0 or what `fail` takes."""
-        entry = ffi.from_buffer("struct nvme_sqe *", sqe)
+        entry = ffi.from_buffer(sqe)
         return int(lib.udrv_uring_qp_submit_raw(self.c, batch, entry, offset, length, user_data))
 
     def wait(

@@ -370,6 +370,25 @@ TEST(a_ring_takes_one_less_than_its_entries)
 	}
 }
 
+TEST(a_raw_command_may_lie_at_any_address)
+{
+	struct rig *r = rig_new(4, -1);
+	uint8_t bytes[sizeof(struct nvme_sqe) + 16];
+	struct nvme_sqe sqe;
+	int i;
+
+	for (i = 0; i < 16; i++) {
+		memset(bytes, 0x5a, sizeof(bytes));
+		memset(bytes + i, i, sizeof(sqe));
+		CHECK_EQ(udrv_qp_submit_raw(r->qp, bytes + i, 0, 0, 0, 0, 0, 12, 0), 1);
+		CHECK(rig_fetch(r, &sqe));
+		CHECK_EQ(sqe.cdw15, i * 0x01010101u);
+		rig_post(r, sqe_cid(&sqe), RIG_QID, 0, 0);
+		CHECK_EQ(rig_reap(r, 1), 1);
+	}
+	rig_free(r);
+}
+
 TEST(a_raw_command_goes_as_it_is)
 {
 	struct rig *r = rig_new(4, -1);
@@ -422,6 +441,7 @@ static const struct test tests[] = {
 	{ "a_batch_rings_once_and_nothing_rings_for_nothing",
 	  a_batch_rings_once_and_nothing_rings_for_nothing },
 	{ "a_ring_takes_one_less_than_its_entries", a_ring_takes_one_less_than_its_entries },
+	{ "a_raw_command_may_lie_at_any_address", a_raw_command_may_lie_at_any_address },
 	{ "a_raw_command_goes_as_it_is", a_raw_command_goes_as_it_is },
 };
 

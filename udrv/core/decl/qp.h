@@ -138,7 +138,7 @@ void udrv_qp_free(struct udrv_qp *qp);
 int udrv_qp_init(struct udrv_qp *qp, const struct udrv_qp_config *config);
 int udrv_qp_submit(struct udrv_qp *qp, const struct udrv_batch *batch, uint32_t first,
 		   uint32_t count, uint32_t *bad);
-int udrv_qp_submit_raw(struct udrv_qp *qp, const struct nvme_sqe *sqe, uint64_t iova, uint32_t len,
+int udrv_qp_submit_raw(struct udrv_qp *qp, const void *sqe, uint64_t iova, uint32_t len,
 		       uint32_t pool_id, uint64_t pool_offset, uint64_t offset, uint16_t slot,
 		       uint64_t user_data);
 int udrv_qp_reap(struct udrv_qp *qp, const struct udrv_completions *out, uint32_t first,

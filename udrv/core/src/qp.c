@@ -3,6 +3,8 @@
  * qp.c - a queue pair's data path: who is inside, submission, completion. Set-up and release are
  * in qp_state.c.
  */
+#include <string.h>
+
 #include <udrv/barrier.h>
 #include <udrv/qp.h>
 
@@ -338,16 +340,18 @@ int udrv_qp_submit(struct udrv_qp *qp, const struct udrv_batch *b, uint32_t firs
 	return ret;
 }
 
-int udrv_qp_submit_raw(struct udrv_qp *qp, const struct nvme_sqe *src, uint64_t iova, uint32_t len,
+int udrv_qp_submit_raw(struct udrv_qp *qp, const void *command, uint64_t iova, uint32_t len,
 		       uint32_t pool_id, uint64_t pool_offset, uint64_t offset, uint16_t slot,
 		       uint64_t user_data)
 {
 	struct udrv_qp_shared *sh = qp->shared;
 	const struct udrv_qp_slot *place;
+	struct nvme_sqe src, *sqe;
 	struct udrv_tracker *t;
-	struct nvme_sqe *sqe;
 	uint64_t cid;
 	int ret;
+
+	memcpy(&src, command, sizeof(src));	/* a caller's bytes are aligned to nothing */
 
 	if (slot >= UDRV_QP_SLOTS)
 		return -UDRV_EINVAL;
@@ -369,17 +373,17 @@ int udrv_qp_submit_raw(struct udrv_qp *qp, const struct nvme_sqe *src, uint64_t 
 		return -UDRV_EFULL;
 	}
 	if (!qp->slot_inflight[slot])	/* else a batch's, which has one namespace */
-		set_slot(qp, slot, src->nsid, pool_id, pool_offset);
+		set_slot(qp, slot, src.nsid, pool_id, pool_offset);
 	cid = qp->free[--sh->nr_free] >> CID_SHIFT;
 	t = &qp->trackers[cid];
 	t->user_data = user_data;
-	t->slba = src->slba;
+	t->slba = src.slba;
 	t->offset = offset;
-	t->word = word_of(slot, (uint8_t)src->cdw0, len);
+	t->word = word_of(slot, (uint8_t)src.cdw0, len);
 
 	sqe = &qp->sq[sh->sq_posted];
-	*sqe = *src;
-	sqe->cdw0 = (src->cdw0 & 0xffff) | (uint32_t)cid << 16;
+	*sqe = src;
+	sqe->cdw0 = (src.cdw0 & 0xffff) | (uint32_t)cid << 16;
 	if (len) {
 		sqe->prp1 = iova;
 		sqe->prp2 = crosses_page(iova, last_in_page(len)) ? prp2_of(qp, cid, iova, len, 0) : 0;

@@ -259,18 +259,20 @@ int udrv_uring_qp_submit(struct udrv_uring_qp *qp, const struct udrv_batch *b, u
 }
 
 int udrv_uring_qp_submit_raw(struct udrv_uring_qp *qp, const struct udrv_batch *b,
-			     const struct nvme_sqe *src, uint64_t offset, uint32_t len,
+			     const void *sqe64, uint64_t offset, uint32_t len,
 			     uint64_t user_data)
 {
 	uint16_t slot = *(const volatile uint16_t *)&b->slot;
 	struct udrv_uring_tracker *t;
 	struct udrv_nvme_uring_cmd *c;
 	struct io_uring_sqe *sqe;
+	struct nvme_sqe src;
 	int fixed, ret;
 
-	if (qp->flags & UDRV_URING_BLOCK || src->cdw0 & (CDW0_FUSE | CDW0_PSDT) || src->mptr)
+	memcpy(&src, sqe64, sizeof(src));	/* a caller's bytes are aligned to nothing */
+	if (qp->flags & UDRV_URING_BLOCK || src.cdw0 & (CDW0_FUSE | CDW0_PSDT) || src.mptr)
 		return -UDRV_ETRANSPORT;
-	if (!b->writable && (uint8_t)src->cdw0 != NVME_CMD_FLUSH && (src->cdw0 & 3) != DATA_IN)
+	if (!b->writable && (uint8_t)src.cdw0 != NVME_CMD_FLUSH && (src.cdw0 & 3) != DATA_IN)
 		return -UDRV_EREADONLY;
 	if (!udrv_batch_is_valid(b, 0, 0, slot) || b->file >= qp->nr_files)
 		return -UDRV_EINVAL;
@@ -290,22 +292,22 @@ int udrv_uring_qp_submit_raw(struct udrv_uring_qp *qp, const struct udrv_batch *
 	fixed = len && b->buf_index < UDRV_URING_BUFFERS && qp->flags & UDRV_URING_FIXED_CMD;
 	sqe = udrv_uring_sqe(qp, qp->sq_tail);
 	t = take_tracker(qp, 0, sqe);
-	fill_command(qp, sqe, b, (uint8_t)src->cdw0, b->iova + offset, len, fixed);
+	fill_command(qp, sqe, b, (uint8_t)src.cdw0, b->iova + offset, len, fixed);
 	c = udrv_uring_command(sqe);
-	c->nsid = src->nsid;
-	c->cdw2 = src->cdw2;
-	c->cdw3 = src->cdw3;
-	c->cdw10 = src->cdw10;
-	c->cdw11 = src->cdw11;
-	c->cdw12 = src->cdw12;
-	c->cdw13 = src->cdw13;
-	c->cdw14 = src->cdw14;
-	c->cdw15 = src->cdw15;
+	c->nsid = src.nsid;
+	c->cdw2 = src.cdw2;
+	c->cdw3 = src.cdw3;
+	c->cdw10 = src.cdw10;
+	c->cdw11 = src.cdw11;
+	c->cdw12 = src.cdw12;
+	c->cdw13 = src.cdw13;
+	c->cdw14 = src.cdw14;
+	c->cdw15 = src.cdw15;
 	t->user_data = user_data;
 	t->submit_ticks = udrv_ticks();
 	t->len = len;
 	t->slot = slot;
-	t->opcode = (uint8_t)src->cdw0;
+	t->opcode = (uint8_t)src.cdw0;
 	t->state = UDRV_TRACKER_INFLIGHT;
 	qp->counters.fixed += (uint32_t)fixed;
 	posted(qp, 1, slot);

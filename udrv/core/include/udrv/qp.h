@@ -319,13 +319,13 @@ int udrv_qp_submit(struct udrv_qp *qp, const struct udrv_batch *batch, uint32_t 
 		   uint32_t count, uint32_t *bad);
 
 /*
- * Submit one command as it is, but for CID and PRPs, which are filled in: admin commands, and
- * whatever the batch path does not carry. `len` bytes of data at `iova`, or 0 for none, which is
- * `offset` bytes into the slot's buffer.
+ * Submit one command as it is (64 bytes, at any address), but for CID and PRPs, which are filled in:
+ * admin commands, and whatever the batch path does not carry. `len` bytes of data at `iova`, or 0
+ * for none, which is `offset` bytes into the slot's buffer.
  * Return: 1, or -UDRV_E* (-UDRV_EFULL if no command id is free, -UDRV_EINVAL if commands of the
  * slot are in flight with another buffer).
  */
-int udrv_qp_submit_raw(struct udrv_qp *qp, const struct nvme_sqe *sqe, uint64_t iova, uint32_t len,
+int udrv_qp_submit_raw(struct udrv_qp *qp, const void *sqe, uint64_t iova, uint32_t len,
 		       uint32_t pool_id, uint64_t pool_offset, uint64_t offset, uint16_t slot,
 		       uint64_t user_data);
 

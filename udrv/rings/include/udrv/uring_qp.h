@@ -159,7 +159,7 @@ int udrv_uring_qp_submit(struct udrv_uring_qp *qp, const struct udrv_batch *batc
  * and metadata pointers, and on a block device.
  */
 int udrv_uring_qp_submit_raw(struct udrv_uring_qp *qp, const struct udrv_batch *batch,
-			     const struct nvme_sqe *sqe, uint64_t offset, uint32_t len,
+			     const void *sqe, uint64_t offset, uint32_t len,
 			     uint64_t user_data);
 
 /* As udrv_qp_reap() and udrv_qp_wait(); a wait sleeps in io_uring_enter(), eventfd or not. */
