@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import udrv
-from udrv.errors import InvalidRequestError, QueueFullError, TargetError
+from udrv.errors import InvalidRequestError, QueueBusyError, QueueFullError, TargetError
 from udrv.nvme import FLUSH, Controller
 from udrv.nvme.pair import QueuePair
 
@@ -163,3 +163,70 @@ def test_closed_by_a_finaliser_in_a_cycle() -> None:
         [sys.executable, "-c", _FINALISER], capture_output=True, text=True, check=False, timeout=60
     )
     assert (result.returncode, result.stdout) == (0, "alive\n"), result.stderr
+
+
+def test_a_batch_that_another_thread_submits_is_not_changed(ctrl: Controller) -> None:
+    """C would send the commands with the old buffer, which nobody holds any more."""
+    ns = ctrl.namespace(1)
+    with ctrl.create_queue(entries=8) as queue:
+        old, new = ctrl.alloc(4096), ctrl.alloc(4096)
+        batch = queue.batch(1, namespace=ns, buffer=old)
+        submit, refused = queue._submit_c, []
+
+        def meanwhile(*args: Any) -> int:
+            for change in (lambda: batch.bind(ns, new), batch.unbind, batch.close):
+                with pytest.raises(QueueBusyError):
+                    change()
+                refused.append(change)
+            return int(submit(*args))
+
+        queue._submit_c = meanwhile
+        assert queue.submit(batch) == 1
+        queue._submit_c = submit
+        assert len(refused) == 3
+        assert (old.pins, new.pins) == (1, 0)
+        assert len(queue.reap(1)) == 1
+        batch.bind(ns, new)
+        assert (old.pins, new.pins) == (0, 1)
+        assert queue.submit(batch) == len(queue.reap(1)) == 1
+        batch.close()
+
+
+def test_a_batch_that_another_thread_changes_is_not_submitted(
+    ctrl: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ns = ctrl.namespace(1)
+    with ctrl.create_queue(entries=8) as queue:
+        old, new = ctrl.alloc(4096), ctrl.alloc(4096)
+        batch = queue.batch(1, namespace=ns, buffer=old)
+        aim, refused = queue.pair.aim, []
+
+        def meanwhile(*args: Any) -> None:
+            aim(*args)
+            for use in (
+                lambda: queue.submit(batch), lambda: queue.submit_raw(batch, bytes(64)),
+                lambda: batch.bind(ns, old), batch.unbind, batch.close,
+            ):
+                with pytest.raises((QueueBusyError, InvalidRequestError)):
+                    use()
+                refused.append(use)
+
+        monkeypatch.setattr(queue.pair, "aim", meanwhile)
+        batch.bind(ns, new)
+        monkeypatch.undo()
+        assert (len(refused), queue.inflight) == (5, 0)
+        assert queue.submit(batch) == len(queue.reap(1)) == 1
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "1", 2**70, [1]])
+def test_what_is_no_number_of_completions(ctrl: Controller, value: Any) -> None:
+    ns = ctrl.namespace(1)
+    with ctrl.create_queue(entries=8) as queue:
+        assert queue.submit(queue.batch(3, namespace=ns, buffer=ctrl.alloc(4096))) == 3
+        if value != 2**70:  # more than there are is all that there are
+            with pytest.raises(InvalidRequestError):
+                queue.reap(0, value)
+        if value not in (-1, 2**70):  # at least -1 is as much as at least 0
+            with pytest.raises(InvalidRequestError):
+                queue.reap(value)
+        assert len(queue.reap(3)) == 3, "nothing was taken"

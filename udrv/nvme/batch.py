@@ -6,13 +6,15 @@ C call that touches no Python object.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
 from udrv.core import ffi
-from udrv.errors import BufferTypeError, InvalidRequestError
+from udrv.errors import BufferTypeError, InvalidRequestError, QueueBusyError
 from udrv.memory import Buffer, as_buffer
 from udrv.nvme.spec.opcodes import IoOpcode
 
@@ -35,6 +37,8 @@ LIMITED_RETRY = 1 << 15
 
 #: SCT and SC, as in the `status` column: 0 is success, whatever CRD, M and DNR say.
 STATUS_CODE = 0x7FF
+
+_NO_SLOT = 0xFFFF  # refused by C
 
 
 #: `struct udrv_command` and `struct udrv_completion` of qp.h: a row is half a cache line.
@@ -103,6 +107,9 @@ class Batch:
         self.user_data[:] = np.arange(capacity, dtype=np.uint64)
         self.namespace: Namespace | None = None
         self.buffer: Buffer | None = None
+        #: An element for each call that is inside of C with this batch. `Queue` appends before C
+        #: looks at `c.slot`; what changes `c` looks at this first and then makes C refuse it.
+        self.uses: list[object] = []
         self.c.capacity = capacity
         self.c.slot = slot
         self.c.commands = _address("struct udrv_command *", self.rows)
@@ -122,13 +129,38 @@ class Batch:
         """Commands of this batch that the device may still touch."""
         return self.queue.slot_inflight(self.slot)
 
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Nobody submits it meanwhile: C would take the old buffer, which is let go of."""
+        self.queue.check_rebind(self)
+        self.check_unused()
+        self.c.slot = _NO_SLOT
+        try:
+            self.queue.check_rebind(self)
+            yield
+        finally:
+            if self.slot >= 0:
+                self.c.slot = self.slot
+
+    def check_unused(self) -> None:
+        """Raise `QueueBusyError` while another thread submits or changes it; used by `Queue`."""
+        if self.uses or (self.slot >= 0 and self.c.slot == _NO_SLOT):
+            raise QueueBusyError(
+                f"another thread submits or changes this batch of queue {self.queue.qid}",
+                device=self.queue.device,
+                mend="a batch is one thread's at a time",
+            )
+
     def bind(self, namespace: Namespace, buffer: Buffer | None) -> None:
         """Aim the batch at another namespace or buffer (None: flushes only).
 
         Raises `BufferInUseError` while commands are in flight, `BufferTypeError` for memory that
-        is not DMA memory of this controller.
+        is not DMA memory of this controller, `QueueBusyError` while another thread submits it.
         """
-        self.queue.check_rebind(self)
+        with self._changing():
+            self._bind(namespace, buffer)
+
+    def _bind(self, namespace: Namespace, buffer: Buffer | None) -> None:
         owner = getattr(namespace, "controller", None)
         if owner is None or owner.memory is not self.queue.memory:
             # its NSID would be another namespace here, and its size another limit
@@ -156,18 +188,22 @@ class Batch:
         self.buffer = buffer
 
     def unbind(self) -> None:
-        """Let go of the buffer; `BufferInUseError` while commands are in flight."""
-        self.queue.check_rebind(self)
-        self.c.len = 0
-        self.queue.hold_buffer(self.slot, None)
-        self.buffer = None
+        """Let go of the buffer; errors as of `bind`."""
+        with self._changing():
+            self.c.len = 0
+            self.queue.hold_buffer(self.slot, None)
+            self.buffer = None
 
     def close(self) -> None:
-        """Give the slot back; the buffer is let go when its last command is done."""
+        """Give the slot back; the buffer is let go when its last command is done.
+
+        Raises `QueueBusyError` while another thread submits it.
+        """
         if self.slot >= 0:
+            self.check_unused()
+            self.c.slot = _NO_SLOT
             slot, self.slot = self.slot, -1
             self.queue.drop_slot(slot)
-            self.c.slot = 0xFFFF  # refused by C
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         # a copy would have the same slot, and let go of it when it dies

@@ -182,21 +182,25 @@ class Queue:
         """
         if batch.queue is not self or self._leased:
             self._refuse(batch)
+        uses = batch.uses
         try:
+            uses.append(self)
             ret: int = self._submit_c(
                 self._c, batch.c, first, batch.capacity - first if count is None else count,
                 self._bad,
             )  # fmt: skip
+            if ret == _READ_ONLY:
+                self._prepare_write(batch)
+                ret = self._submit_c(
+                    self._c, batch.c, first, batch.capacity - first if count is None else count,
+                    self._bad,
+                )  # fmt: skip
         except (OverflowError, TypeError) as error:
             raise InvalidRequestError(
                 f"{count} rows from row {first} of a batch of {batch.capacity}", device=self.device
             ) from error
-        if ret == _READ_ONLY:
-            self._prepare_write(batch)
-            ret = self._submit_c(
-                self._c, batch.c, first, batch.capacity - first if count is None else count,
-                self._bad,
-            )  # fmt: skip
+        finally:
+            uses.pop()
         if ret < 0:
             self._raise_bad_row(ret, batch, first, count)
         return ret
@@ -226,10 +230,15 @@ class Queue:
         length = integer(length, "length =", device=self.device)
         if not 0 <= offset < 1 << 63 or not 0 <= length < 1 << 32:
             raise InvalidRequestError(f"{length} bytes at {offset}", device=self.device)
-        ret = self._pair.submit_command(batch.c, sqe, offset, length, user_data)
-        if ret == _READ_ONLY:
-            self._prepare_write(batch)
+        uses = batch.uses
+        try:
+            uses.append(self)
             ret = self._pair.submit_command(batch.c, sqe, offset, length, user_data)
+            if ret == _READ_ONLY:
+                self._prepare_write(batch)
+                ret = self._pair.submit_command(batch.c, sqe, offset, length, user_data)
+        finally:
+            uses.pop()
         if ret < 0:
             self._pair.fail(ret, f"queue {self.qid}, opcode {sqe[0]:#04x}")
         return ret
@@ -252,6 +261,7 @@ class Queue:
         if ret == -lib.UDRV_EINVAL:
             if batch.slot < 0:
                 raise ClosedError("the batch is closed", device=self.device)
+            batch.check_unused()
             where += f", {count} rows from row {first} of a batch of {batch.capacity}"
         if ret not in (-lib.UDRV_EBUSY, -lib.UDRV_EFORKED, -lib.UDRV_ECLOSED, -lib.UDRV_EINVAL):
             row = int(self._bad[0])
@@ -283,9 +293,18 @@ class Queue:
             self._check_not_leased()
         if timeout is not None:  # now: below, completions may have been taken already
             timeout = seconds(timeout, device=self.device)
+        if type(minimum) is not int:
+            minimum = integer(minimum, "a number of completions", device=self.device)
+        if maximum is not None and type(maximum) is not int:
+            maximum = integer(maximum, "a number of completions", device=self.device)
         limit = self.depth if maximum is None or maximum > self.depth else maximum
         # one look first: mostly all that is asked for is there
-        got: int = self._reap_c(self._c, self.completions.c, 0, limit)
+        try:
+            got: int = self._reap_c(self._c, self.completions.c, 0, limit)
+        except OverflowError:
+            raise InvalidRequestError(
+                f"at most {maximum} completions", device=self.device
+            ) from None
         if got < minimum:
             if got < 0:
                 self._pair.fail(got, f"queue {self.qid}")
