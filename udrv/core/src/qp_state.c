@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * qp_state.c - a queue pair's beginning and end: set-up, quarantine, release. The data path is in
- * qp.c.
+ * qp.c and qp_reap.c.
  */
 #include <pthread.h>
 #include <stdlib.h>
