@@ -349,6 +349,30 @@ TEST(a_kernel_without_large_entries_is_refused)
 	end();
 }
 
+/* What the load generator does: a batch is handed over, and waited for, by one system call. */
+TEST(a_loop_pays_one_call_for_a_batch)
+{
+	struct udrv_queue queue;
+	uint32_t bad;
+
+	start(8, 0);
+	fake.complete_at_once = 1;
+	udrv_uring_qp_as_queue(qp, &queue);
+	CHECK_EQ(queue.ops->enter(queue.handle), 0);
+	CHECK_EQ(queue.ops->submit(queue.handle, &batch, 0, 8, &bad), 8);
+	CHECK_EQ(fake.enters, 0);
+	CHECK_EQ(queue.ops->wait(queue.handle, &out, 1, 8, 1000000000, 0), 8);
+	CHECK_EQ(fake.enters, 1);
+	CHECK_EQ(queue.ops->submit(queue.handle, &batch, 0, 8, &bad), 8);
+	CHECK_EQ(queue.ops->reap(queue.handle, &out, 0, 8), 8);
+	CHECK_EQ(fake.enters, 2);
+	CHECK_EQ(queue.ops->reap(queue.handle, &out, 0, 8), 0);
+	CHECK_EQ(queue.ops->wait(queue.handle, &out, 0, 8, 0, 0), 0);
+	CHECK_EQ(fake.enters, 2);	/* nothing to fetch, nothing to pay */
+	queue.ops->leave(queue.handle);
+	end();
+}
+
 /* Any order of any submissions and completions: each command is delivered once, as it was. */
 TEST(every_command_is_delivered_once)
 {
@@ -419,6 +443,7 @@ static const struct test tests[] = {
 	{ "flags_that_only_save_time_are_left_out_one_by_one",
 	  flags_that_only_save_time_are_left_out_one_by_one },
 	{ "a_kernel_without_large_entries_is_refused", a_kernel_without_large_entries_is_refused },
+	{ "a_loop_pays_one_call_for_a_batch", a_loop_pays_one_call_for_a_batch },
 	{ "every_command_is_delivered_once", every_command_is_delivered_once },
 };
 

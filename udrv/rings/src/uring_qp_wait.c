@@ -60,13 +60,17 @@ int __udrv_uring_qp_wait(struct udrv_uring_qp *qp, const struct udrv_completions
 
 	if (unlikely(min > max || max > out->capacity))
 		return -UDRV_EINVAL;	/* or there would never be enough */
+	if (measured)
+		spin_ns = udrv_spin_budget(&qp->spin, UDRV_SPIN_MEASURED);
 	for (;;) {
 		int ret = __udrv_uring_qp_reap(qp, out, n, max - n);
 		uint64_t now, left;
 
 		if (unlikely(ret < 0))
 			return ret;
-		if (n + (uint32_t)ret < (min ? min : 1) && udrv_uring_qp_has_more(qp)) {
+		/* who is going to sleep at once hands over and fetches by that very call */
+		if (n + (uint32_t)ret < (min ? min : 1) && udrv_uring_qp_has_more(qp) &&
+		    !(min && !spin_ns && timeout_ns && !(qp->flags & UDRV_URING_IOPOLL))) {
 			int err = udrv_uring_qp_call(qp, 0, 0);
 
 			if (unlikely(err))
