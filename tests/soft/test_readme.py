@@ -49,6 +49,20 @@ def test_the_example_of_the_async_page(tmp_path: Path) -> None:
     assert result.stdout == "b'hello'\n1003\n"
 
 
+@pytest.mark.parametrize(("page", "heading", "output"), [
+    ("docs/soft.md", "## What it counted", r"[01]\n"),
+    ("docs/faults.md", "# Faults", r"\[LoadedFault\(id=1, .*drop.*LoadedFault\(id=2, .*late.*\]\n"),
+])  # fmt: skip
+def test_the_other_pages_of_the_software_device(
+    page: str, heading: str, output: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "example.py"
+    script.write_text(block(page, heading, "python"))
+    result = run([sys.executable, "-W", "error", str(script)], tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.fullmatch(output, result.stdout)
+
+
 def test_the_commands_of_the_soft_page(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text((ROOT / "README.md").read_text())
     commands = block("docs/soft.md", "# The software device: `soft:`", "")
