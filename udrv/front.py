@@ -96,6 +96,8 @@ def open(
     interrupts: arm MSI-X, so that queues with interrupts can be made.
     wait: how blocking calls wait for their commands: "poll" (a CPU is busy meanwhile), "interrupt"
         (asleep) or "hybrid" (poll for as long as the waits before make worth while, then sleep).
+        The latter two need an interrupt: without one the first blocking call raises
+        `UnsupportedOnTransport`.
     ledger: is told of DMA memory before it is mapped.
     shadow_doorbells: where the controller has Doorbell Buffer Config, tell it of commands through
         memory, and write its registers only when it asks for that.
@@ -106,7 +108,9 @@ def open(
     `ControllerError` and its kin; all are `UdrvError`s.
     """
     if not isinstance(target, str):
-        raise TargetError(f"a {type(target).__name__} is no target", mend="targets are text")
+        raise TargetError(
+            f"a {type(target).__name__} is no target", mend="targets are text: str(...) of a path"
+        )
     if target.startswith("/"):
         if bind:
             raise TargetError(f"bind=True fits pci: targets only, not {target!r}")

@@ -16,7 +16,13 @@ import numpy as np
 import pytest
 
 import udrv
-from udrv.errors import InvalidRequestError, QueueBusyError, QueueFullError, TargetError
+from udrv.errors import (
+    BufferTypeError,
+    InvalidRequestError,
+    QueueBusyError,
+    QueueFullError,
+    TargetError,
+)
 from udrv.nvme import FLUSH, Controller
 from udrv.nvme.pair import QueuePair
 
@@ -230,3 +236,22 @@ def test_what_is_no_number_of_completions(ctrl: Controller, value: Any) -> None:
             with pytest.raises(InvalidRequestError):
                 queue.reap(value)
         assert len(queue.reap(3)) == 3, "nothing was taken"
+
+
+def test_a_misspelt_column_is_no_attribute(ctrl: Controller) -> None:
+    with ctrl.create_queue() as queue:
+        batch = queue.batch(4, namespace=ctrl.namespace(1))
+        for name in ("sbla", "lba", "blocks"):
+            with pytest.raises(InvalidRequestError, match=f"no column '{name}': it has slba, "):
+                setattr(batch, name, [1, 2, 3, 4])
+        with pytest.raises(BufferTypeError, match=r"slba of a batch was replaced.*slba\[:\]"):
+            setattr(batch, "slba", [1, 2, 3, 4])  # noqa: B010 - mypy knows that it is no list
+
+
+def test_messages_tell_two_controllers_apart(ctrl: Controller) -> None:
+    with udrv.open("soft:?size=2M") as other, ctrl.create_queue() as queue:
+        batch = other.create_queue().batch(1, namespace=other.namespace(1))
+        with pytest.raises(InvalidRequestError, match=r"size=2M, not to .*another controller"):
+            queue.submit(batch)
+        with pytest.raises(InvalidRequestError, match="all rows from row 9 of a batch of 4"):
+            queue.submit(queue.batch(4, namespace=ctrl.namespace(1)), 9)

@@ -161,5 +161,5 @@ def test_a_missing_package_is_named_with_its_mend(monkeypatch: pytest.MonkeyPatc
         raise ModuleNotFoundError(f"No module named {name!r}")
 
     monkeypatch.setattr(extras, "import_module", gone)
-    with pytest.raises(MissingToolError, match=r"hdrh.*pip install udrv\[report\]"):
+    with pytest.raises(MissingToolError, match=r"hdrh.*pip install 'udrv\[report\]'"):
         check_hdr()

@@ -341,7 +341,7 @@ def test_a_missing_library_is_named_with_its_mend(
         return __import__(name)
 
     monkeypatch.setattr(extras, "import_module", without)
-    with pytest.raises(MissingToolError, match=rf"{package}.*pip install udrv\[report\]"):
+    with pytest.raises(MissingToolError, match=rf"{package}.*pip install 'udrv\[report\]'"):
         report([Path("/nonexistent")])
 
 

@@ -97,8 +97,13 @@ def test_what_is_no_node_of_the_driver(host: Host) -> None:
 def test_a_kernel_without_passthrough_nodes_is_named(host: Host, tmp_path: Path) -> None:
     with pytest.raises(errors.DeviceNotFoundError):
         nodes.resolve(str(tmp_path / "ng0n9"), host=host)
+    old = tmp_path / "old"
+    (old / "sys/class/nvme").mkdir(parents=True)
     with pytest.raises(errors.UnsupportedOnTransport, match="makes no such nodes"):
-        nodes.resolve(str(tmp_path / "ng0n9"), host=Host(tmp_path / "nothing"))
+        nodes.resolve(str(tmp_path / "ng0n9"), host=Host(old))
+    for name in ("ng0n9", "nvme0n9", "nvme9"):
+        with pytest.raises(errors.DeviceNotFoundError, match="driver is not loaded"):
+            nodes.resolve(str(tmp_path / name), host=Host(tmp_path / "nothing"))
 
 
 @pytest.mark.parametrize(("sectors", "segments", "limit"), [

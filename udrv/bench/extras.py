@@ -18,6 +18,6 @@ def need(module: str, what: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise MissingToolError(
-            f"{what} needs the Python package of {module.partition('.')[0]} ({error})",
-            mend="pip install udrv[report]",
+            f"{what} needs a Python package that is not installed ({error})",
+            mend="pip install 'udrv[report]'",
         ) from error

@@ -111,12 +111,10 @@ class Allocation:
         """No new use from now on; `BufferInUseError` while pinned. Idempotent."""
         with self.pool.pin_lock:
             before, self.freed = self.freed, True
-            users = self._pins + len(self.uses)
-            if users:
+            if self._pins or self.uses:
                 self.freed = before
                 raise BufferInUseError(
-                    f"a buffer of {self.size} bytes was freed while {users} command(s) in "
-                    "flight use it",
+                    f"a buffer of {self.size} bytes was freed while commands in flight use it",
                     device=self.pool.device,
                     mend="reap their completions first, or drop the buffer: it is then freed "
                     "when they complete",

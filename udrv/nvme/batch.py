@@ -61,6 +61,7 @@ COMPLETION = np.dtype(
 
 
 _COLUMNS = frozenset((*(COMMAND.names or ()), "rows"))
+_OTHERS = frozenset(("c", "queue", "capacity", "slot", "namespace", "buffer", "uses"))
 
 
 def _address(ctype: str, rows: npt.NDArray[Any]) -> Any:
@@ -89,7 +90,9 @@ class Batch:
 
     def __init__(self, queue: Queue, capacity: int, slot: int) -> None:
         if capacity < 1:
-            raise InvalidRequestError(f"a batch of {capacity} commands", device=queue.device)
+            raise InvalidRequestError(
+                f"a batch of {capacity} commands", device=queue.device, mend="1 or more"
+            )
         #: The `struct udrv_batch *` that C reads.
         self.c: Any = ffi.new("struct udrv_batch *")
         self.queue = queue
@@ -121,6 +124,12 @@ class Batch:
                 f"the column {name} of a batch was replaced",
                 device=self.queue.device,
                 mend=f"assign to its elements: batch.{name}[:] = ...",
+            )
+        if name not in _COLUMNS and name not in _OTHERS:  # a misspelt column would change nothing
+            raise InvalidRequestError(
+                f"a batch has no column {name!r}",
+                device=self.queue.device,
+                mend=f"it has {', '.join(COMMAND.names or ())}",
             )
         object.__setattr__(self, name, value)
 

@@ -224,6 +224,11 @@ def _missing(path: str, error: OSError, host: Host) -> UdrvError:
         return PermissionDeniedError(
             f"{path} cannot be looked at ({error.strerror})", mend="look at the directory's mode"
         )
+    if not (host.sys / "class" / "nvme").exists():
+        return DeviceNotFoundError(
+            f"there is no {path}, and the kernel's NVMe driver is not loaded",
+            mend="modprobe nvme, if `udrv list` shows a drive; soft:?size=1G needs none",
+        )
     if name.startswith("ng") and not (host.sys / "class" / "nvme-generic").exists():
         return UnsupportedOnTransport(
             f"there is no {path}, and this kernel ({os.uname().release}) makes no such nodes",

@@ -71,9 +71,13 @@ _ERRORS: dict[int, tuple[type[UdrvError], str, str | None]] = {
     lib.UDRV_EOPCODE: (
         InvalidRequestError,
         "the batch path carries read, write and flush only",
-        "use the queue's raw command for others",
+        "send others one by one, with Queue.submit_raw",
     ),
-    lib.UDRV_ERANGE: (LbaRangeError, "the blocks lie outside of the namespace (or are none)", None),
+    lib.UDRV_ERANGE: (
+        LbaRangeError,
+        "the blocks lie outside of the namespace (or are none)",
+        "correct slba and nlb: nlb is a count from 1, the namespace ends at Namespace.nsze",
+    ),
     lib.UDRV_ESIZE: (
         TransferTooLargeError,
         "larger than one command may transfer",
@@ -82,7 +86,7 @@ _ERRORS: dict[int, tuple[type[UdrvError], str, str | None]] = {
     lib.UDRV_EBUFFER: (
         BufferTooSmallError,
         "the data would lie outside of the buffer",
-        "allocate a larger buffer, or correct the offset",
+        "bind a larger buffer, or correct the offset",
     ),
     lib.UDRV_EALIGN: (
         AlignmentError,

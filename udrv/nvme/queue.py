@@ -39,6 +39,11 @@ _READ_ONLY = -int(lib.UDRV_EREADONLY)
 RESCUE_SECONDS = 0.02
 
 
+def _rows(batch: Batch, first: int, count: int | None) -> str:
+    rows = "all rows" if count is None else f"{count} rows"
+    return f"{rows} from row {first} of a batch of {batch.capacity}"
+
+
 class QueueOwner(Protocol):
     """What a queue needs of its controller."""
 
@@ -101,7 +106,9 @@ class Queue:
         self._guard.check(f"queue {self.qid}", self.device)
         capacity = integer(capacity, "a number of commands", device=self.device)
         if capacity < 1:  # before a slot is taken for it
-            raise InvalidRequestError(f"a batch of {capacity} commands", device=self.device)
+            raise InvalidRequestError(
+                f"a batch of {capacity} commands", device=self.device, mend="1 or more"
+            )
         batch = Batch(self, capacity, self.take_slot())
         batch.bind(namespace, buffer)
         return batch
@@ -197,7 +204,9 @@ class Queue:
                 )  # fmt: skip
         except (OverflowError, TypeError) as error:
             raise InvalidRequestError(
-                f"{count} rows from row {first} of a batch of {batch.capacity}", device=self.device
+                f"queue {self.qid}, {_rows(batch, first, count)}",
+                device=self.device,
+                mend="both are whole numbers, within the batch",
             ) from error
         finally:
             uses.pop()
@@ -251,9 +260,12 @@ class Queue:
 
     def _refuse(self, batch: Batch) -> None:
         self._check_not_leased()
+        other = batch.queue.memory is not self.memory
         raise InvalidRequestError(
-            f"the batch belongs to queue {batch.queue.qid}, not to queue {self.qid}",
+            f"the batch belongs to queue {batch.queue.qid} of {batch.queue.device}, not to queue "
+            f"{self.qid} of {self.device}" + (", another controller" if other else ""),
             device=self.device,
+            mend="make one with this queue's batch()",
         )
 
     def _raise_bad_row(self, ret: int, batch: Batch, first: int, count: int | None) -> NoReturn:
@@ -262,7 +274,7 @@ class Queue:
             if batch.slot < 0:
                 raise ClosedError("the batch is closed", device=self.device)
             batch.check_unused()
-            where += f", {count} rows from row {first} of a batch of {batch.capacity}"
+            where += f", {_rows(batch, first, count)}"
         if ret not in (-lib.UDRV_EBUSY, -lib.UDRV_EFORKED, -lib.UDRV_ECLOSED, -lib.UDRV_EINVAL):
             row = int(self._bad[0])
             where += (
@@ -283,6 +295,8 @@ class Queue:
 
         Parameters
         ----------
+        minimum: as many as are in flight if those are fewer: with nothing in flight, none.
+        maximum: None for `depth`.
         timeout: seconds, None for no limit. When it runs out, what came is returned.
         spin_ns: how long to poll before sleeping on the interrupt; None: as the queue's `spin_ns`.
 
