@@ -154,9 +154,11 @@ class _Run:
         return result
 
     def _worker(self, stack: ExitStack, spec: Spec) -> _Worker:
+        # nobody but the loop waits here: where that needs no eventfd, none is signalled
+        interrupt = self.config.interrupt and not self.controller.backend.sleeps_without_eventfd
         queue = stack.enter_context(
             self.controller.create_queue(
-                entries=self.entries, interrupt=self.config.interrupt,
+                entries=self.entries, interrupt=interrupt,
                 one_thread=not self.config.verify,  # a read-back is another thread's
             )
         )

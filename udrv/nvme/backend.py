@@ -111,6 +111,8 @@ class Backend(ABC):
     max_queues: I/O queues that there can be at a time.
     max_queue_entries: slots that a queue may have.
     identify_synthesised: Identify data was put together from what the kernel tells: most is 0.
+    sleeps_without_eventfd: whoever waits on a queue sleeps in a system call of its own; without
+        an eventfd (`create_queue(interrupt=False)`) each completion is cheaper.
     """
 
     target: str
@@ -121,6 +123,7 @@ class Backend(ABC):
     max_queues: int = 0
     max_queue_entries: int = 0
     identify_synthesised: bool = False
+    sleeps_without_eventfd: bool = False
 
     #: Called when the controller said that its namespaces changed; set by the owner.
     on_namespaces_changed: Callable[[], None] | None = None

@@ -103,6 +103,8 @@ class _File:
 class KernelBackend(Backend):
     """See the module. Made by `open_kernel`."""
 
+    sleeps_without_eventfd = True
+
     def __init__(
         self, target: str, node: KernelNode, *, iopoll: bool = False, ledger: Ledger | None = None,
         host: Host = HOST,
