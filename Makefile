@@ -19,7 +19,12 @@ AARCH64_CC := aarch64-linux-gnu-gcc
 
 DEMO := 'soft:?size=1G&lba=4096' --rw randread --bs 4k --iodepth 32 --runtime 5
 
-.PHONY: help demo test test-fast test-lab lint ext stubs system lab-kernel clean distclean
+# The order of RESULTS.md; what needs a quiet machine least comes first.
+BENCHES := instructions python_overhead async_overhead idle_cpu doorbells syscalls scaling \
+	lab_icount lab_table
+BENCHED := build/benches
+
+.PHONY: help demo bench test test-fast test-lab lint ext stubs system lab-kernel clean distclean
 # one environment, one build directory, two cores: the steps use the cores themselves
 .NOTPARALLEL:
 
@@ -30,6 +35,16 @@ help: ## this list
 
 demo: $(VENV)/.installed $(VENV)/.built ## set up, then measure a software NVMe device
 	$(BIN)/udrv-bench run $(DEMO)
+
+bench: ## set up, measure all, and write benches/RESULTS.md: half an hour
+	@tools/setup.sh system bench
+	$(MAKE) $(VENV)/.installed-bench $(VENV)/.built lab-kernel
+	@mkdir -p $(BENCHED)
+	@for name in $(BENCHES); do \
+		echo "bench: $$name, $$(date +%T)"; \
+		$(BIN)/python benches/$$name.py --write --json >$(BENCHED)/$$name.json || exit 1; \
+	done
+	$(BIN)/python benches/summary.py --write
 
 test: system ## set up, then all tests but the full counts: lint, test-fast, one boot of the lab
 	$(MAKE) lint test-fast
@@ -82,6 +97,10 @@ $(VENV)/.installed: pyproject.toml setup.py tools/setup.sh
 $(VENV)/.installed-dev: pyproject.toml setup.py tools/setup.sh
 	tools/setup.sh venv dev
 	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed-dev
+	tools/setup.sh venv dev,bench
+	@touch $@
 
 # --force: setuptools compares only the files that it was told of, not _build.py or the flags.
 # The lock keeps two builds in one tree apart. A partial build leaves no stamp.

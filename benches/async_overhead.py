@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an awaited read costs beside a blocking one and one of a batch, on the same device.
 
-    benches/async_overhead.py [TARGET] [--reads N] [--rounds N] [--json]
+    benches/async_overhead.py [TARGET] [--reads N] [--rounds N] [--json] [--write]
 
 The ways take turns in each round; printed are medians over the rounds, CPU time of this process and
 time, both for each read, and their ratios to the blocking call's. The device is another process:
@@ -18,6 +18,8 @@ import statistics
 import time
 from collections.abc import Callable
 from typing import Any
+
+from bench_support import machine, write_section
 
 import udrv
 from udrv.memory import Buffer
@@ -79,12 +81,33 @@ def bare(ctrl: Controller, buffers: list[Buffer], reads: int) -> None:
     asyncio.run(main())
 
 
+def section(target: str, rows: list[dict[str, Any]], rounds: int, reads: int) -> str:
+    """The section of RESULTS.md."""
+    return "\n".join([
+        "## Awaited reads",
+        "",
+        machine("python benches/async_overhead.py --write"),
+        f"One block each from `{target}`, {rounds} rounds of {reads:,} in turns, medians.",
+        "",
+        "| | CPU µs per read | µs per read | CPU, of a blocking read's | time |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        *(
+            f"| {r['case']} | {r['cpu_us']:.2f} | {r['us']:.2f} | {r['cpu_ratio']:.2f} "
+            f"| {r['ratio']:.2f} |" for r in rows
+        ),
+        "",
+        "- CPU time of this process only; the device is another one. A bare future is what asyncio "
+        "takes for one that is resolved in the loop's next turn: the floor under every await.",
+    ])  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("target", nargs="?", default="soft:?size=64M&lba=4096")
     parser.add_argument("--reads", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print a list of objects")
+    parser.add_argument("--write", action="store_true", help="write the table into RESULTS.md")
     args = parser.parse_args()
     ways: dict[str, Callable[..., None]] = {
         "blocking read": blocking,
@@ -119,6 +142,8 @@ def main() -> None:
             "cpu_ratio": round(c / statistics.median(cpu["blocking read"]), 2),
             "ratio": round(w / statistics.median(wall["blocking read"]), 2),
         })  # fmt: skip
+    if args.write:
+        write_section("async_overhead.py", section(args.target, rows, args.rounds, args.reads))
     if args.json:
         print(json.dumps(rows, indent=1))
         return

@@ -6,7 +6,9 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
@@ -39,3 +41,39 @@ def write_section(name: str, text: str) -> None:
     else:
         new = old.rstrip() + f"\n\n{section}\n"
     RESULTS.write_text(new)
+
+
+def run_job(
+    ctrl: Any, depth: int, wait: str, ios: int, *, timeout: float = 60.0,
+    meter: Callable[[], int] = lambda: 0,
+) -> tuple[int, int]:  # fmt: skip
+    """4 KiB random reads by the load generator's loop, in this thread and with nothing beside it.
+
+    `wait` is "poll", "interrupt" or "hybrid" (50 us). Returns by how much `meter` grew during the
+    loop, and how often the loop looked for completions in vain.
+    """
+    from udrv.bench.job import SPIN_ONLY, Job, Spec
+
+    ns = ctrl.namespace(1)
+    spin = {"poll": SPIN_ONLY, "interrupt": 0, "hybrid": 50_000}[wait]
+    entries = 1 << max(6, depth.bit_length())
+    interrupt = wait != "poll" and not ctrl.backend.sleeps_without_eventfd  # as udrv-bench does
+    with ctrl.create_queue(entries=entries, interrupt=interrupt, one_thread=True) as queue:
+        buffer = ctrl.alloc(depth * 4096)
+        batch = queue.batch(1, namespace=ns, buffer=buffer)
+        spec = Spec(
+            iodepth=depth, unit_blocks=4096 // ns.lba_size, buffer_stride=4096,
+            units=ns.nsze * ns.lba_size // 4096, max_ios=ios, timeout_ns=int(timeout * 1e9),
+            spin_ns=spin,
+        )  # fmt: skip
+        job = Job(spec, queue=queue.pair.loop_c, base=batch.c, buffer_address=buffer.address)
+        with queue.lease_c():
+            before = meter()
+            code = job.run()
+            taken = meter() - before
+        if code:
+            raise SystemExit(f"a job ended with {code}")
+        if job.result.unfinished:  # on a device that never answers
+            queue.pair.quarantine()
+            queue.pair.release_all()
+        return taken, int(job.result.empty_polls)

@@ -16,15 +16,13 @@ import argparse
 import datetime
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
+from bench_support import write_section
 
 import udrv
 from udrv import soft
 
-RESULTS = Path(__file__).resolve().parents[1] / "benches" / "RESULTS.md"
-MARKS = ("<!-- doorbells.py: begin -->", "<!-- doorbells.py: end -->")
 DEPTHS = (1, 8, 32, 128)
 DEVICES = {"polling": 2000, "asleep": 0}
 WARM_UP = 16
@@ -112,18 +110,6 @@ def table(rows: list[Row]) -> list[str]:
     ]
 
 
-def write_section(lines: list[str]) -> None:
-    """Replace what stands between the marks, or append it."""
-    text = RESULTS.read_text(encoding="utf-8")
-    block = "\n".join([MARKS[0], *lines, MARKS[1]])
-    begin, end = text.find(MARKS[0]), text.find(MARKS[1])
-    if 0 <= begin < end:
-        text = text[:begin] + block + text[end + len(MARKS[1]) :]
-    else:
-        text = text.rstrip() + "\n\n" + block + "\n"
-    RESULTS.write_text(text, encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ios", type=int, default=20_000, help="reads for each row")
@@ -139,7 +125,7 @@ def main() -> None:
     lines = table(rows)
     print(json.dumps([asdict(row) for row in rows]) if args.json else "\n".join(lines))
     if args.write:
-        write_section(lines)
+        write_section("doorbells.py", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,15 @@ ADDONS = [[], [CHECKS], [TIMESTAMPS], [CHECKS, TIMESTAMPS]]
 GOALS = {(32, 4096, (CHECKS,)): 80, (32, 4096, (CHECKS, TIMESTAMPS)): 105,
          (32, 131072, (CHECKS, TIMESTAMPS)): 180}  # fmt: skip
 
+#: Published figures of other drivers.
+OTHERS = [
+    ("vroom", "88", "no tracker, no PRPs"),
+    ("libvfn", "92", "an address that is ready, no PRPs"),
+    ("libvfn", "548", "its PRP helper"),
+    ("uPCIe", "111", ""),
+    ("SPDK", "541 to 610", "its public API"),
+]
+
 
 @dataclass
 class Figure:
@@ -146,6 +155,14 @@ def table(figures: list[Figure]) -> str:
             f"{total[key]:.1f}: {verdict(total[key], goal)} |"
             for key, goal in GOALS.items()
         ),
+        "",
+        "Others, by the same method (callgrind, 4 KiB reads, submit and complete, a device in "
+        "memory that is not counted, the same compiler level), on another machine; instruction "
+        "counts do not depend on it:",
+        "",
+        "| | instructions | with |",
+        "| --- | ---: | --- |",
+        *(f"| {name} | {n} | {what} |" for name, n, what in OTHERS),
         "",
         "- The device is in the same process and is not counted. Rings of 256 entries, as "
         "`create_queue` makes them. Data at page boundaries in a pool with a PRP table; a list "

@@ -4,7 +4,7 @@
 # Sets up what `make` needs, and nothing that is already there.
 #
 #   setup.sh venv [EXTRAS]    .venv with the package installed editable; EXTRAS as in pyproject.toml
-#   setup.sh system           system packages of the tests and of the laboratory
+#   setup.sh system [bench]   system packages of the tests and of the laboratory, and of the benches
 #
 # System packages are installed when this runs as root. Otherwise the exact line to run is printed
 # and the exit status is 3. apt is not touched while nothing is missing.
@@ -87,6 +87,10 @@ system() {
 	need valgrind command -v valgrind
 	need gcc-aarch64-linux-gnu command -v aarch64-linux-gnu-gcc
 	need libc6-dev-arm64-cross test -e /usr/aarch64-linux-gnu/include/stdio.h
+	if [ "${1:-}" = bench ]; then
+		need strace command -v strace
+		need linux-perf perf --version
+	fi
 	# shellcheck disable=SC2086 # one word per package
 	install_packages $missing
 }
@@ -187,6 +191,6 @@ venv() {
 
 case ${1:-} in
 venv) venv "${2:-}" ;;
-system) system ;;
-*) die "usage: setup.sh venv [EXTRAS] | system" ;;
+system) system "${2:-}" ;;
+*) die "usage: setup.sh venv [EXTRAS] | system [bench]" ;;
 esac
