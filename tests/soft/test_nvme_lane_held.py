@@ -8,6 +8,7 @@ import itertools
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -203,3 +204,43 @@ def test_a_child_forked_while_a_command_is_pending(rig: Rig) -> None:
             os._exit(status)
     assert (buffer == 5).all()
     assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+
+
+@pytest.mark.parametrize("where", ["slot", "table"])
+def test_a_handler_that_reads_while_a_lock_is_held(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """A signal handler or a finaliser may run inside of the driver's own locks, too."""
+    ctrl, seen = rig.ctrl, []
+    queue = ctrl.create_queue(entries=8)
+    batch = queue.batch(1, namespace=rig.ns, buffer=ctrl.alloc(BLOCK))
+    owner: Any = {"slot": queue.pair, "table": ctrl.memory}[where]
+    name = {"slot": "slot_inflight", "table": "region"}[where]
+    real = getattr(owner, name)
+    big = ctrl.alloc(3 << 20)  # a pool of its own, with no table yet
+
+    def handler() -> None:
+        inner = queue.batch(1, namespace=rig.ns, buffer=big[:BLOCK])
+        assert queue.submit(inner) == len(queue.reap(1)) == 1
+        inner.close()
+        seen.append(1)
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(owner, name, real)
+        handler()
+        return real(*args, **kwargs)
+
+    def work() -> None:
+        monkeypatch.setattr(owner, name, interrupted)
+        if where == "slot":
+            batch.close()
+            queue.take_slot()
+        else:
+            queue.batch(1, namespace=rig.ns, buffer=big)
+        seen.append(2)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert seen == [1, 2], "it waits for itself"
+    queue.close()

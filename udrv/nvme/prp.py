@@ -27,7 +27,8 @@ class PrpTables:
 
     def __init__(self, memory: DmaMemory) -> None:
         self._memory = memory
-        self._lock = threading.Lock()
+        # re-entrant: a finaliser or a signal handler may ask inside of _make()
+        self._lock = threading.RLock()
         self._tables: dict[int, tuple[Pool, Region]] = {}
 
     def iova(self, pool: Pool) -> int:
@@ -42,8 +43,10 @@ class PrpTables:
         return found[1].iova if found is not None else 0
 
     def _make(self, pool: Pool) -> tuple[Pool, Region] | None:
-        for gone in [known for known, (p, _) in self._tables.items() if not p.mapped]:
-            self._tables.pop(gone)[1].free()  # no command uses it: none has data in the pool
+        for gone in [known for known, (p, _) in list(self._tables.items()) if not p.mapped]:
+            found = self._tables.pop(gone, None)
+            if found is not None:
+                found[1].free()  # no command uses it: none has data in the pool
         pages = pool.size // _PAGE
         try:
             region = self._memory.region(pages * _ENTRY, align=_PAGE)
@@ -51,5 +54,7 @@ class PrpTables:
             return None  # commands write lists of their own
         entries = region.buffer().view(np.uint64)[:pages]
         entries[:] = np.arange(pages, dtype=np.uint64) * np.uint64(_PAGE) + np.uint64(pool.iova)
-        self._tables[pool.id] = (pool, region)
-        return self._tables[pool.id]
+        made = self._tables.setdefault(pool.id, (pool, region))
+        if made[1] is not region:  # by one that came in between
+            region.free()
+        return made

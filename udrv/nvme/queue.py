@@ -80,7 +80,8 @@ class Queue:
         self._submit_c = pair.submit_c
         self._reap_c = pair.reap_c
         self._guard = ForkGuard()
-        self._lock = threading.Lock()
+        # re-entrant: a finaliser or a signal handler may use the queue inside of it
+        self._lock = threading.RLock()
         self._held: dict[int, Buffer | None] = {}
         self._dropped: set[int] = set()
         self._next_slot = 0
@@ -131,10 +132,11 @@ class Queue:
 
     def _sweep(self) -> None:
         """Let go of buffers of dropped batches whose last command is done."""
-        # a copy: a finaliser may add to the set while this looks at it
-        for slot in [s for s in list(self._dropped) if not self._pair.slot_inflight(s)]:
-            self._dropped.discard(slot)
-            self._release(self._held.pop(slot, None))
+        # a copy: a finaliser may add to the set while this looks at it, or even sweep
+        for slot in list(self._dropped):
+            if not self._pair.slot_inflight(slot) and slot in self._dropped:
+                self._dropped.discard(slot)
+                self._release(self._held.pop(slot, None))
 
     @staticmethod
     def _release(buffer: Buffer | None) -> None:
