@@ -64,6 +64,16 @@ def integer(value: Any, what: str, *, device: str | None = None) -> int:
         ) from error
 
 
+def spin_time(value: Any, *, device: str | None = None) -> int:
+    """Return nanoseconds to poll, 0 to 2**64 - 1, as a plain int; else `InvalidRequestError`."""
+    number = integer(value, "spin_ns =", device=device)
+    if not 0 <= number < 1 << 64:
+        raise InvalidRequestError(
+            f"spin_ns = {number}", device=device, mend="nanoseconds from 0 on, or udrv.nvme.HYBRID"
+        )
+    return number
+
+
 def seconds(value: Any, *, device: str | None = None) -> float:
     """Return a time limit as a finite float of 0 or more; `InvalidRequestError` if it is none.
 

@@ -255,3 +255,25 @@ def test_messages_tell_two_controllers_apart(ctrl: Controller) -> None:
             queue.submit(batch)
         with pytest.raises(InvalidRequestError, match="all rows from row 9 of a batch of 4"):
             queue.submit(queue.batch(4, namespace=ctrl.namespace(1)), 9)
+
+
+@pytest.mark.parametrize("value", [-5, 1.5, "1", 2**64])
+def test_what_is_no_time_to_spin(ctrl: Controller, value: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="spin_ns"):
+        ctrl.create_queue(interrupt=True, spin_ns=value)
+    with ctrl.create_queue(interrupt=True) as queue:
+        assert queue.qid == 1, "nothing was taken"
+        batch = queue.batch(2, namespace=ctrl.namespace(1), buffer=ctrl.alloc(4096))
+        assert queue.submit(batch) == 2
+        with pytest.raises(InvalidRequestError, match="spin_ns"):
+            queue.reap(2, spin_ns=value)
+        assert len(queue.reap(2, spin_ns=2**64 - 1)) == 2
+
+
+def test_what_objects_look_like(ctrl: Controller) -> None:
+    with ctrl.create_queue(entries=8) as queue:
+        batch = queue.batch(2, namespace=ctrl.namespace(1))
+        assert repr(batch) == f"<Batch of 2 commands, of {queue!r}>"
+        assert repr(queue) == f"<Queue 1 of {ctrl.target}, 8 entries>"
+        assert repr(queue.reap()) == "<Reaped, 0 completions>"
+    assert repr(queue).startswith("<Queue 1"), "closed, too"

@@ -222,6 +222,9 @@ class Batch:
         if getattr(self, "slot", -1) >= 0:
             self.close()
 
+    def __repr__(self) -> str:
+        return f"<Batch of {self.capacity} commands, of {self.queue!r}>"
+
     def __len__(self) -> int:
         return self.capacity
 
@@ -289,6 +292,9 @@ class Reaped:
     def latency_ns(self) -> U64:
         """uint64, doorbell write to the reap that saw the completion."""
         return self._completions.latency_ns[: self._count]
+
+    def __repr__(self) -> str:
+        return f"<Reaped, {self._count} completions>"
 
     def __len__(self) -> int:
         return self._count

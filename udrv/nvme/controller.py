@@ -34,7 +34,7 @@ from udrv.nvme.spec import command
 from udrv.nvme.spec.identify import IdentifyController
 from udrv.nvme.spec.logs import ErrorLogEntry, SmartLog, decode_error_log, decode_smart_log
 from udrv.nvme.spec.opcodes import LogId
-from udrv.units import integer
+from udrv.units import integer, spin_time
 from udrv.vfio.device import Device
 
 DEFAULT_ENTRIES = 256
@@ -330,12 +330,13 @@ class Controller:
         timestamps: take the time of each command. Without, `latency_ns` is 0 and a command costs
             ten instructions less; io_uring takes the time in any case.
 
-        Raises `InvalidRequestError` when all queue ids are in use or `entries` is out of range,
+        Raises `InvalidRequestError` when all queue ids are in use or a number is out of range,
         `UnsupportedOnTransport` when there is no interrupt vector left for it.
         """
         backend = self._ready()
         backend.require_ready()
         entries = integer(self.default_entries if entries is None else entries, "entries =")
+        spin_ns = spin_time(spin_ns, device=self.target)
         most = min(backend.max_queue_entries, 65535)
         if not 2 <= entries <= most:
             raise InvalidRequestError(

@@ -27,7 +27,7 @@ from udrv.memory import Buffer, DmaMemory
 from udrv.nvme.backend import Pair
 from udrv.nvme.batch import Batch, Completions, Reaped
 from udrv.nvme.pair import MAX_SLOTS, SPIN_ONLY, SQE_SIZE
-from udrv.units import integer, seconds
+from udrv.units import integer, seconds, spin_time
 
 if TYPE_CHECKING:
     from udrv.nvme.namespace import Namespace
@@ -309,6 +309,8 @@ class Queue:
             self._check_not_leased()
         if timeout is not None:  # now: below, completions may have been taken already
             timeout = seconds(timeout, device=self.device)
+        if spin_ns is not None:
+            spin_ns = spin_time(spin_ns, device=self.device)
         if type(minimum) is not int:
             minimum = integer(minimum, "a number of completions", device=self.device)
         if maximum is not None and type(maximum) is not int:
@@ -449,6 +451,9 @@ class Queue:
         Raises `QueueBusyError` if a thread does not leave.
         """
         self._pair.close()
+
+    def __repr__(self) -> str:
+        return f"<Queue {self.qid} of {self.device}, {self.entries} entries>"
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise TypeError("a queue is a device's: it can be neither copied nor pickled")
