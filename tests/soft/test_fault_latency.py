@@ -6,6 +6,7 @@ machine is: at least so much was added, and the completion did not come before.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from minidriver import OK, READ, WRITE, MiniDriver, command
 
 from udrv.soft import SoftProcess
 from udrv.soft.faults import Fault, Model, Script, fault
+from udrv.soft.simulate import Load, Placed, Scenario, run_drive
+from udrv.soft.simulate.engine import drive_seed
 from udrv.soft.truth import read_truth
 from udrv.vfio.user import from_socket
 
@@ -186,3 +189,26 @@ def test_two_runs_of_one_seed_add_the_same(run: Run, tmp_path: Path) -> None:
     first, second = (run(50, *faults) for _ in range(2))
     for name in ("fault", "added_ns", "nth"):
         assert first[name].tolist() == second[name].tolist(), name
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        fault("factor", factor=3, every=3), fault("add", us=50, jitter_us=200, seed=5),
+        fault("throttle", steps=5, probability=0.4, seed=5), fault("retry", us=40, lba=(8, 30)),
+        fault("factor", factor=2, dies=8, die=2, stripe=4), fault("late", us=70, after=9),
+    ],
+    ids=lambda one: one.effect,
+)  # fmt: skip
+def test_real_time_and_virtual_time_agree(run: Run, one: Fault) -> None:
+    """The same reads, one at a time: the served controller adds what the simulation adds."""
+    scenario = Scenario(
+        blocks=4096, loads=(Load(sequential=True),), faults=(Placed(one),), model=QUIET
+    )
+    [chunk] = run_drive(scenario, hours=0.02 / 3600, seed=3)
+    scope = dataclasses.replace(one.scope, seed=one.scope.seed ^ drive_seed(3, 0))
+    served = run(60, dataclasses.replace(one, scope=scope), step=1)
+    virtual = chunk.truth[: len(served)]
+    for name in ("nth", "slba", "added_ns", "effect", "opcode"):
+        assert served[name].tolist() == virtual[name].tolist(), name
+    assert len(served) > 3

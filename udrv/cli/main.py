@@ -11,6 +11,7 @@ import typer
 
 from udrv._version import __version__
 from udrv.cli import binding, data, inspect, listing, soft
+from udrv.cli.simulate import simulate
 from udrv.program import Debug, ErrorGroup
 from udrv.stdio import run
 
@@ -52,6 +53,7 @@ app.command("read")(data.read)
 app.command("write")(data.write)
 app.command("bind")(binding.bind)
 app.command("unbind")(binding.unbind)
+app.command("simulate")(simulate)
 app.add_typer(soft.app, name="soft")
 
 

@@ -12,11 +12,11 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 
 ffibuilder = FFI()
-for _part in ("fault.h", "soft.h"):
+for _part in ("fault.h", "sim.h", "soft.h"):
     ffibuilder.cdef((HERE / "decl" / _part).read_text())
 ffibuilder.set_source(
     "udrv.soft._soft",
-    "#include <udrv/soft.h>",
+    "#include <udrv/soft.h>\n#include <udrv/soft_sim.h>",
     # Relative to the directory of setup.py, as setuptools wants them.
     sources=sorted(str(path.relative_to(ROOT)) for path in (HERE / "src").glob("*.c")),
     depends=[

@@ -21,21 +21,53 @@ class FFI:
         self, cdecl: Literal["struct udrv_fault *"], init: Any = ..., /,
     ) -> struct_udrv_fault: ...
     @overload
+    def new(
+        self, cdecl: Literal["struct udrv_model *"], init: Any = ..., /,
+    ) -> struct_udrv_model: ...
+    @overload
+    def new(self, cdecl: Literal["struct udrv_sim *"], init: Any = ..., /) -> struct_udrv_sim: ...
+    @overload
+    def new(
+        self, cdecl: Literal["struct udrv_sim_columns *"], init: Any = ..., /,
+    ) -> struct_udrv_sim_columns: ...
+    @overload
+    def new(
+        self, cdecl: Literal["struct udrv_sim_config *"], init: Any = ..., /,
+    ) -> struct_udrv_sim_config: ...
+    @overload
     def new(self, cdecl: Literal["struct udrv_soft *"], init: Any = ..., /) -> struct_udrv_soft: ...
     @overload
     def new(
         self, cdecl: Literal["struct udrv_soft_config *"], init: Any = ..., /,
     ) -> struct_udrv_soft_config: ...
     @overload
+    def new(
+        self, cdecl: Literal["struct udrv_truth *"], init: Any = ..., /,
+    ) -> struct_udrv_truth: ...
+    @overload
     def new(self, cdecl: Any, init: Any = ..., /) -> Any: ...
     @overload
     def cast(self, cdecl: Literal["struct udrv_fault *"], value: Any, /) -> struct_udrv_fault: ...
+    @overload
+    def cast(self, cdecl: Literal["struct udrv_model *"], value: Any, /) -> struct_udrv_model: ...
+    @overload
+    def cast(self, cdecl: Literal["struct udrv_sim *"], value: Any, /) -> struct_udrv_sim: ...
+    @overload
+    def cast(
+        self, cdecl: Literal["struct udrv_sim_columns *"], value: Any, /,
+    ) -> struct_udrv_sim_columns: ...
+    @overload
+    def cast(
+        self, cdecl: Literal["struct udrv_sim_config *"], value: Any, /,
+    ) -> struct_udrv_sim_config: ...
     @overload
     def cast(self, cdecl: Literal["struct udrv_soft *"], value: Any, /) -> struct_udrv_soft: ...
     @overload
     def cast(
         self, cdecl: Literal["struct udrv_soft_config *"], value: Any, /,
     ) -> struct_udrv_soft_config: ...
+    @overload
+    def cast(self, cdecl: Literal["struct udrv_truth *"], value: Any, /) -> struct_udrv_truth: ...
     @overload
     def cast(self, cdecl: Any, value: Any, /) -> Any: ...
     def addressof(self, cdata: Any, /, *field_or_index: str | int) -> Any: ...
@@ -85,6 +117,50 @@ class struct_udrv_fault:
     f: Any
     name: Any
 
+class struct_udrv_model:
+    dies: int
+    channels: int
+    stripe: int
+    read_ns: int
+    program_ns: int
+    transfer_ns: int
+    overhead_ns: int
+    buffer_ns: int
+    jitter: float
+    seed: int
+
+class struct_udrv_sim: ...
+
+class struct_udrv_sim_columns:
+    capacity: int
+    truth_capacity: int
+    submit_ns: Any
+    slba: Any
+    latency: Any
+    nlb: Any
+    depth: Any
+    qid: Any
+    status: Any
+    opcode: Any
+    flags: Any
+    ns_index: Any
+    truth: struct_udrv_truth
+    nr: int
+    nr_truth: int
+
+class struct_udrv_sim_config:
+    end_ns: int
+    timeout_us: int
+    blocks: int
+    seed: int
+    lba_shift: int
+    queues: int
+    nr_loads: int
+    nr_faults: int
+    model: struct_udrv_model
+    load: Any
+    fault: Any
+
 class struct_udrv_soft: ...
 
 class struct_udrv_soft_config:
@@ -104,6 +180,24 @@ class struct_udrv_soft_config:
     spin_us: int
     serial: Any
     ns: Any
+
+class struct_udrv_truth:
+    nth: int
+    time_ns: int
+    submit_ns: int
+    onset_ns: int
+    added_ns: int
+    slba: int
+    fault: int
+    epoch: int
+    cqid: int
+    sqid: int
+    cid: int
+    effect: int
+    kind: int
+    opcode: int
+    flags: int
+    reserved: Any
 
 class Lib:
     UDRV_CONTROL_ADD: Final[int]
@@ -144,6 +238,10 @@ class Lib:
     UDRV_FAULT_WRONG_PHASE: Final[int]
     UDRV_FAULT_WRONG_SQHD: Final[int]
     UDRV_FAULT_WRONG_SQID: Final[int]
+    UDRV_SIM_LATENCY_UNIT: Final[int]
+    UDRV_SIM_MAX_DEPTH: Final[int]
+    UDRV_SIM_MAX_LOADS: Final[int]
+    UDRV_SIM_SATURATED: Final[int]
     UDRV_SOFT_MAX_NS: Final[int]
     UDRV_SOFT_MAX_QUEUES: Final[int]
     UDRV_SOFT_PEER_CLOSED: Final[int]
@@ -153,6 +251,9 @@ class Lib:
     UDRV_TRUTH_CONTROLLER: Final[int]
     UDRV_TRUTH_LOST: Final[int]
     def udrv_fault_check(self, fault: struct_udrv_fault, /) -> int: ...
+    def udrv_sim_free(self, sim: struct_udrv_sim, /) -> None: ...
+    def udrv_sim_new(self, cfg: struct_udrv_sim_config, sim: Any, /) -> int: ...
+    def udrv_sim_run(self, sim: struct_udrv_sim, out: struct_udrv_sim_columns, /) -> int: ...
     def udrv_soft_child(self, config: Any, len: int, /) -> int: ...
     def udrv_soft_control(self, ctrl: struct_udrv_soft, /) -> None: ...
     def udrv_soft_free(self, ctrl: struct_udrv_soft, /) -> None: ...
