@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -367,3 +368,39 @@ def test_every_request_ends_once_and_holds_its_memory_until_then(
     assert received <= written
     os.close(read_end)
     os.close(write_end)
+
+
+def test_columns_that_change_while_they_are_pushed(tmp_path: Path) -> None:
+    """Between check and use: what was checked is what the kernel gets."""
+    path = tmp_path / "file"
+    path.write_bytes(b"\xaa" * 4096)
+    memory = np.zeros(1 << 16, np.uint8)
+    done = threading.Event()
+    with path.open("rb") as file, Ring(4096) as ring:
+        batch = ring.batch(4096, memory[:4096])
+        batch.fd[:] = file.fileno()
+        batch.length[:] = 64
+
+        def change() -> None:
+            while not done.is_set():
+                batch.buffer_offset[:] = 8192
+                batch.buffer_offset[:] = 0
+
+        other = threading.Thread(target=change)
+        other.start()
+        try:
+            for _ in range(1000):
+                try:
+                    left = ring.push(batch)
+                except BufferTooSmallError:
+                    assert ring.counters()["unsubmitted"] == 0
+                    continue
+                while left:
+                    left -= len(ring.reap(1, submit=True, timeout=10))
+        finally:
+            done.set()
+            other.join()
+        assert not memory[4096:].any(), "written to outside of its buffer"
+        batch.buffer_offset[:] = 0
+        assert ring.push(batch) == 4096
+        assert len(ring.reap(4096, submit=True, timeout=10)) == 4096

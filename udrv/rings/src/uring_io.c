@@ -127,11 +127,38 @@ int64_t udrv_uring_prep_cmd(struct udrv_uring *u, const struct udrv_uring_op *op
 
 /* --- batches ----------------------------------------------------------------------------- */
 
-static int check_row(const struct udrv_uring_batch *b, uint32_t i)
+/* A row, taken once: another thread may change the columns between a check and the use. */
+struct row {
+	uint64_t file_offset;
+	uint64_t buffer_offset;
+	uint64_t user_data;
+	uint32_t length;
+	uint32_t rw_flags;
+	int32_t fd;
+	uint16_t buf_index;
+	uint8_t opcode;
+	uint8_t flags;
+};
+
+#define ONCE(x) (*(const volatile __typeof__(x) *)&(x))
+
+/* Return: 0, or -UDRV_URING_E*. */
+static int take_row(const struct udrv_uring_batch *b, uint32_t i, struct row *r)
 {
-	if (unlikely(b->flags[i] & ~FLAGS_ALLOWED))
+	*r = (struct row){
+		.file_offset = ONCE(b->file_offset[i]),
+		.buffer_offset = ONCE(b->buffer_offset[i]),
+		.user_data = ONCE(b->user_data[i]),
+		.length = ONCE(b->length[i]),
+		.rw_flags = ONCE(b->rw_flags[i]),
+		.fd = ONCE(b->fd[i]),
+		.buf_index = ONCE(b->buf_index[i]),
+		.opcode = ONCE(b->opcode[i]),
+		.flags = ONCE(b->flags[i]),
+	};
+	if (unlikely(r->flags & ~FLAGS_ALLOWED))
 		return -UDRV_URING_EFLAGS;
-	switch (b->opcode[i]) {
+	switch (r->opcode) {
 	case IORING_OP_READ:
 	case IORING_OP_READ_FIXED:
 		if (unlikely(!b->writable))
@@ -146,45 +173,57 @@ static int check_row(const struct udrv_uring_batch *b, uint32_t i)
 	default:
 		return -UDRV_URING_EOPCODE;
 	}
-	if (unlikely(b->buffer_offset[i] > b->size ||
-		     b->length[i] > b->size - b->buffer_offset[i]))
+	if (unlikely(r->buffer_offset > b->size || r->length > b->size - r->buffer_offset))
 		return -UDRV_URING_EBUFFER;
 	return 0;
 }
 
-static void push_row(struct udrv_uring *u, const struct udrv_uring_batch *b, uint32_t i,
-		     uint32_t group)
+static void push_row(struct udrv_uring *u, const struct udrv_uring_batch *b, const struct row *r,
+		     uint32_t i, uint32_t group)
 {
 	struct io_uring_sqe *sqe = uring_get_sqe(u);
 
-	sqe->opcode = b->opcode[i];
-	sqe->flags = b->flags[i];
-	sqe->user_data = uring_token(u, take_slot(u, group, b->user_data[i]));
+	sqe->opcode = r->opcode;
+	sqe->flags = r->flags;
+	sqe->user_data = uring_token(u, take_slot(u, group, r->user_data));
 	b->token[i] = sqe->user_data;
-	if (b->opcode[i] == IORING_OP_NOP)
+	if (r->opcode == IORING_OP_NOP)
 		return;
-	sqe->fd = b->fd[i];
-	sqe->rw_flags = (int)b->rw_flags[i];
-	if (b->opcode[i] == IORING_OP_FSYNC)
+	sqe->fd = r->fd;
+	sqe->rw_flags = (int)r->rw_flags;
+	if (r->opcode == IORING_OP_FSYNC)
 		return;
-	sqe->off = b->file_offset[i];
-	sqe->addr = b->base + b->buffer_offset[i];
-	sqe->len = b->length[i];
-	if (b->opcode[i] == IORING_OP_READ_FIXED || b->opcode[i] == IORING_OP_WRITE_FIXED)
-		sqe->buf_index = b->buf_index[i];
+	sqe->off = r->file_offset;
+	sqe->addr = b->base + r->buffer_offset;
+	sqe->len = r->length;
+	if (r->opcode == IORING_OP_READ_FIXED || r->opcode == IORING_OP_WRITE_FIXED)
+		sqe->buf_index = r->buf_index;
+}
+
+/* Take back the n requests pushed last: the kernel was not told of them. */
+static __attribute__((noinline, cold)) void unpush(struct udrv_uring *u, uint32_t n, uint32_t group)
+{
+	for (u->prepared -= n; n; n--) {
+		uint32_t index = u->free[u->nr_free++];	/* as take_slot() left it there */
+
+		u->slots[index].inflight = 0;
+		u->group_inflight[group]--;
+		u->ring.sq.sqe_tail--;
+	}
 }
 
 static int push(struct udrv_uring *u, const struct udrv_uring_batch *b, uint32_t first,
 		uint32_t count, uint32_t group, uint32_t *bad)
 {
 	uint32_t i, space, n = count;
+	struct row row;
 	int ret;
 
 	*bad = first;
 	if (unlikely(first > b->capacity || count > b->capacity - first || group >= u->nr_slots))
 		return -UDRV_URING_EINVAL;
 	for (i = first; i < first + count; i++) {
-		ret = check_row(b, i);
+		ret = take_row(b, i, &row);
 		if (unlikely(ret)) {
 			*bad = i;
 			return ret;
@@ -201,8 +240,15 @@ static int push(struct udrv_uring *u, const struct udrv_uring_batch *b, uint32_t
 			n--;
 	if (!n && count && !uring_inflight(u))
 		return -UDRV_URING_ECHAIN;	/* it will never have more room */
-	for (i = first; i < first + n; i++)
-		push_row(u, b, i, group);
+	for (i = first; i < first + n; i++) {
+		ret = take_row(b, i, &row);
+		if (unlikely(ret)) {	/* changed meanwhile */
+			unpush(u, i - first, group);
+			*bad = i;
+			return ret;
+		}
+		push_row(u, b, &row, i, group);
+	}
 	return (int)n;
 }
 
