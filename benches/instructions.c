@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <udrv/hist.h>
 #include <udrv/qp.h>
 
 #define LBA_SHIFT 9
@@ -27,6 +28,14 @@ static void *pages(size_t size)
 	return memset(p, 0, size);
 }
 
+/* What udrv-bench does with each latency; apart, so that it can be counted. */
+static __attribute__((noinline)) void histogram(struct udrv_hist *h,
+						const struct udrv_completion *rows, uint32_t n)
+{
+	while (n--)
+		udrv_hist_record(h, rows++->latency_ns);
+}
+
 int main(int argc, char **argv)
 {
 	uint32_t depth, bytes, rounds, entries, i, sq_head = 0, cq_tail = 0, phase = 1, bad, untimed;
@@ -34,6 +43,7 @@ int main(int argc, char **argv)
 	struct udrv_completions out;
 	struct udrv_qp_config config;
 	struct udrv_command *commands;
+	struct udrv_hist *hist = pages(sizeof(*hist));
 	struct udrv_batch batch;
 	struct nvme_sqe *sq;
 	struct nvme_cqe *cq;
@@ -75,6 +85,7 @@ int main(int argc, char **argv)
 		.capacity = depth, .rows = pages(depth * sizeof(*out.rows)),
 	};
 
+	udrv_hist_reset(hist);
 	while (rounds--) {
 		if (udrv_qp_submit(qp, &batch, 0, depth, &bad) != (int)depth)
 			return 1;
@@ -91,6 +102,7 @@ int main(int argc, char **argv)
 		}
 		if (udrv_qp_reap(qp, &out, 0, depth) != (int)depth)
 			return 1;
+		histogram(hist, out.rows, depth);
 	}
 	return udrv_qp_inflight(qp) != 0;
 }
