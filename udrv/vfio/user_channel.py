@@ -216,7 +216,7 @@ class Channel:
             tried,
             device=self._name,
             state="disconnected",
-            mend="the server process ended or closed the connection; open the device again",
+            mend="see whether the server process still runs, and open the device again",
         )
 
     # --- one exchange, under the lock ----------------------------------------------------------
