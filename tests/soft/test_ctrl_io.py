@@ -191,7 +191,7 @@ def test_refusals(drive: Drive) -> None:
     for nsid in (0, 4, 0xFFFFFFFF):
         assert driver.rw(pair, READ, 0, 1, nsid=nsid, prp1=page).status == INVALID_NS
     assert driver.rw(pair, READ, 0, 1, nsid=2, prp1=page).status == INVALID_FIELD
-    for flags in (1, 2, 0x40, 0x80, 0xC0):
+    for flags in (1, 3, 0x40, 0x80, 0xC0):
         assert driver.rw(pair, READ, 0, 1, flags=flags, prp1=page).status == INVALID_FIELD
     for opcode in (0x03, 0x0D, 0x0E, 0x15, 0x1A, 0x7F, 0x80, 0xFF):
         assert driver.run(pair, opcode, nsid=1).status == INVALID_OPCODE

@@ -5,6 +5,7 @@
  *   ctrl.c      made and freed; registers, enable, shutdown, reset
  *   pci.c       configuration space, interrupts
  *   queue.c     fetching, completing, creating and deleting queues
+ *   fused.c     Compare and Write, fused
  *   bell.c      doorbells: registers, and shadow doorbells in the host's memory
  *   admin.c     admin commands; identify.c, feature.c, log.c, event.c, ns.c (management, attachment,
  *               Format), sanitize.c, selftest.c, firmware.c belong to it
@@ -87,6 +88,7 @@ struct soft_shadow {
 /**
  * struct soft_sq - a submission queue
  * @stalled:	the completion queue had no room when this queue had its last turn
+ * @fused:	@first is the first command of a fused operation and waits for the second
  */
 struct soft_sq {
 	bool live;
@@ -99,6 +101,8 @@ struct soft_sq {
 	struct soft_bell bell;
 	uint64_t iova;
 	struct dma_ref ref;
+	bool fused;
+	struct nv_sqe first;
 };
 
 /**
@@ -324,6 +328,16 @@ uint16_t soft_execute(struct udrv_soft *c, uint16_t sqid, const struct nv_sqe *c
 /* soft_note_status() - count and log an error. Return: the status to post. */
 uint16_t soft_note_status(struct udrv_soft *c, uint16_t sqid, const struct nv_sqe *cmd,
 			  uint16_t status);
+
+/**
+ * soft_fused() - take a command that is fused, or that follows the first of two that are
+ * Return: whether it is dealt with; if not, it is a command like any other.
+ */
+bool soft_fused(struct udrv_soft *c, struct soft_sq *sq, struct soft_cq *cq,
+		const struct nv_sqe *cmd);
+
+/* AWUN and ACWU, 0's based: what is executed at a time, in blocks of the largest size */
+#define SOFT_ATOMIC(c) ((1u << (c)->cfg.mdts) - 1)
 
 /* --- admin.c, identify.c, feature.c, event.c ----------------------------------------------- */
 

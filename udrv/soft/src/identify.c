@@ -116,6 +116,9 @@ static void fill_controller(const struct udrv_soft *c, struct nv_id_ctrl *id)
 	id->nn = c->cfg.nn;
 	id->oncs = ONCS_COPY | ONCS_VERIFY | ONCS_TIMESTAMP | ONCS_SELECT | ONCS_WRITE_ZEROES |
 		   ONCS_DATASET | ONCS_WRITE_UNCORRECTABLE | ONCS_COMPARE;
+	id->fuses = 1; /* Compare and Write */
+	id->awun = (uint16_t)SOFT_ATOMIC(c);
+	id->acwu = (uint16_t)SOFT_ATOMIC(c);
 	id->fna = 1 << 2; /* cryptographic erase; each namespace by itself */
 	id->ocfs = 1; /* descriptor format 0 */
 	id->mnan = 0; /* NN is the limit */

@@ -81,7 +81,7 @@ static uint16_t rare(struct udrv_soft *c, const struct nv_sqe *cmd)
 
 	if (!soft_io_effects(cmd->opcode))
 		return NV_INVALID_OPCODE;
-	/* Neither fused operations nor SGLs are offered. */
+	/* SGLs are not offered, and fused.c has seen to fused commands. */
 	if (cmd->flags & (NV_FLAGS_FUSE | NV_FLAGS_PSDT))
 		return NV_INVALID_FIELD;
 	if (!everywhere && (cmd->nsid < 1 || cmd->nsid > c->cfg.nn))

@@ -175,6 +175,8 @@ static bool serve(struct udrv_soft *c, struct soft_sq *sq)
 		/* Copied once: what was checked is what is executed. */
 		memcpy(&cmd, entry, sizeof(cmd));
 		sq->head = sq->head + 1 == sq->size ? 0 : sq->head + 1;
+		if ((cmd.flags & NV_FLAGS_FUSE || sq->fused) && soft_fused(c, sq, cq, &cmd))
+			continue;
 		if (!c->injecting)
 			execute(c, sq, cq, &cmd);
 		else
@@ -341,6 +343,8 @@ uint16_t soft_delete_sq(struct udrv_soft *c, const struct nv_sqe *cmd)
 	/* Commands are executed as they are fetched, so none is outstanding unless it was delayed. */
 	if (c->injecting)
 		soft_fault_sq_gone(c, qid);
+	if (c->sq[qid].fused) /* the host takes it for aborted: 3.3.1.3 */
+		c->cq[c->sq[qid].cqid].reserved--;
 	c->cq[c->sq[qid].cqid].nr_sqs--;
 	memset(&c->sq[qid], 0, sizeof(c->sq[qid]));
 	list_del(c->sqs, &c->nr_sqs, qid);

@@ -84,6 +84,8 @@ struct nv_sqe {
 static_assert(sizeof(struct nv_sqe) == NV_SQE_SIZE, "submission queue entry");
 
 #define NV_FLAGS_FUSE 0x03u
+#define NV_FUSE_FIRST 0x01u
+#define NV_FUSE_SECOND 0x02u
 #define NV_FLAGS_PSDT 0xc0u
 
 /*
@@ -113,6 +115,7 @@ enum nv_status {
 	NV_DATA_TRANSFER = 0x004,
 	NV_INTERNAL = 0x006,
 	NV_ABORTED = 0x007,
+	NV_FAILED_FUSED = 0x009,
 	NV_MISSING_FUSED = 0x00a,
 	NV_INVALID_NS = 0x00b | NV_DNR,
 	NV_SEQUENCE = 0x00c | NV_DNR,

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Fused operations (base 2.0, 3.4.2): Compare and Write, the only one there is. The first command
+ * is held until the next entry of its queue is fetched, with a place of the completion queue
+ * reserved for it; then both are executed with nothing between them.
+ *
+ * Faults are not injected into fused commands.
+ */
+#define _GNU_SOURCE
+#include "ctrl.h"
+
+static void finish(struct udrv_soft *c, struct soft_sq *sq, struct soft_cq *cq,
+		   const struct nv_sqe *cmd, uint16_t status)
+{
+	c->counters->queue[sq->qid].commands++;
+	status = soft_note_status(c, sq->qid, cmd, status);
+	soft_post(c, cq, (uint32_t)sq->qid << 16 | sq->head, cmd->cid, status, 0, false, false);
+}
+
+static uint16_t check_pair(const struct udrv_soft *c, const struct nv_sqe *first,
+			   const struct nv_sqe *second)
+{
+	if (second->opcode != NV_IO_WRITE || first->nsid != second->nsid ||
+	    first->cdw10 != second->cdw10 || first->cdw11 != second->cdw11 ||
+	    (first->cdw12 ^ second->cdw12) & 0xffff)
+		return NV_INVALID_FIELD;
+	return (first->cdw12 & 0xffff) > SOFT_ATOMIC(c) ? NV_INVALID_FIELD : NV_OK;
+}
+
+static void run_pair(struct udrv_soft *c, struct soft_sq *sq, struct soft_cq *cq,
+		     const struct nv_sqe *cmd)
+{
+	struct nv_sqe first = sq->first, second = *cmd;
+	uint16_t status = check_pair(c, &first, &second);
+
+	first.flags &= (uint8_t)~NV_FLAGS_FUSE;
+	second.flags &= (uint8_t)~NV_FLAGS_FUSE;
+	if (status) {
+		finish(c, sq, cq, &first, status);
+		finish(c, sq, cq, &second, status);
+		return;
+	}
+	status = soft_io(c, &first);
+	finish(c, sq, cq, &first, status);
+	finish(c, sq, cq, &second, status ? NV_FAILED_FUSED : soft_io(c, &second));
+}
+
+bool soft_fused(struct udrv_soft *c, struct soft_sq *sq, struct soft_cq *cq,
+		const struct nv_sqe *cmd)
+{
+	uint32_t fuse = cmd->flags & NV_FLAGS_FUSE;
+
+	if (!sq->qid)
+		return false; /* admin.c refuses it */
+	if (sq->fused) {
+		sq->fused = false;
+		cq->reserved--;
+		if (fuse == NV_FUSE_SECOND) {
+			run_pair(c, sq, cq, cmd);
+			return true;
+		}
+		finish(c, sq, cq, &sq->first, NV_MISSING_FUSED);
+	}
+	if (!fuse)
+		return false;
+	if (fuse == NV_FUSE_SECOND) {
+		finish(c, sq, cq, cmd, NV_MISSING_FUSED);
+	} else if (fuse != NV_FUSE_FIRST || cmd->opcode != NV_IO_COMPARE) {
+		finish(c, sq, cq, cmd, NV_INVALID_FIELD);
+	} else {
+		sq->first = *cmd;
+		sq->fused = true;
+		cq->reserved++;
+	}
+	return true;
+}
