@@ -107,7 +107,8 @@ class Namespace:
     ) -> Buffer:
         """Read `blocks` blocks from `lba`; returns `into`, or a new buffer of that many bytes.
 
-        Any length: transfers above `max_blocks` are split. Any thread may call it. Raises
+        Any length: transfers above `max_blocks` are split. Any thread may call it. `timeout`:
+        seconds in which none of its commands completes, here and in `write` and `flush`. Raises
         `LbaRangeError`, `BufferTooSmallError`, `BufferTypeError` before anything is sent;
         the `NvmeStatusError` of the first part that failed; `CommandTimeoutError`.
         """

@@ -56,7 +56,7 @@ def run_drive(
     """
     config: Any = ffi.new("struct udrv_sim_config *")
     if not 0 < hours <= 87600:
-        raise FaultScriptError(f"hours: {hours} is not within 0 to 87600", place="hours")
+        raise FaultScriptError(f"hours: {hours} is not above 0 and up to 87600", place="hours")
     mixed = drive_seed(seed, drive)
     config.end_ns = int(hours * _NS_PER_HOUR)
     config.timeout_us, config.blocks = scenario.timeout_us, scenario.blocks
