@@ -256,6 +256,21 @@ def test_a_shutdown_that_hangs(rig: Make, monkeypatch: pytest.MonkeyPatch) -> No
     assert r.ctrl.state is State.CLOSED
 
 
+def test_a_storm_of_events_is_told_and_the_queue_goes_on(rig: Make) -> None:
+    r = rig()
+    reads = Reads(r)
+    r.ctrl.poll_events()
+    r.faults.add(fault("event_storm"))
+    told = 0
+    for _ in range(20):
+        assert sorted(reads.run()) == [*range(8)]
+        told += len(r.ctrl.poll_events())
+    told += len(r.ctrl.poll_events())
+    [one] = r.faults.loaded()
+    assert 20 <= told <= one.applied, "an event that was raised twice is told once"
+    assert r.ctrl.smart_log().media_errors == 0
+
+
 # --- data and status -------------------------------------------------------------------------
 
 

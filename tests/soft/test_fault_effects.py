@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from minidriver import (
+    ABORT,
+    ABORTED,
+    ASYNC_EVENT,
     CC,
     CSTS,
     ENABLE,
@@ -22,6 +25,7 @@ from minidriver import (
     OK,
     PAGE,
     READ,
+    SET_FEATURES,
     WRITE,
     WRITE_ZEROES,
     MiniDriver,
@@ -32,6 +36,7 @@ from minidriver import (
 
 from udrv.soft import FaultControl, SoftProcess
 from udrv.soft.fault_effects import EFFECTS
+from udrv.soft.fault_table import SIZE, pack_fault
 from udrv.soft.faults import Model, Script, fault
 from udrv.soft.truth import COMPLETION, CONTROLLER, LOST, read_truth
 from udrv.vfio.device import BAR0, CONFIG, MSIX
@@ -384,6 +389,76 @@ def test_a_shutdown_that_hangs(rig: Make) -> None:
     assert len(r.truth()) == 1
 
 
+def test_a_storm_of_events(rig: Make) -> None:
+    """One event for each command, although nobody read the log page; none without a request."""
+    r = rig()
+    pair = r.up()
+    r.faults.add(fault("event_storm", type=1, info=2, log=2))
+    send(r.driver, pair, 0)
+    settled(r, pair, 1)
+    assert r.driver.peek(r.driver.admin_pair) is None
+    for cid in range(1, 4):
+        r.driver.put(r.driver.admin_pair, command(ASYNC_EVENT, cid=900 + cid))
+        r.driver.ring(r.driver.admin_pair)
+        settled(r, r.driver.admin_pair, 2 + cid)
+        send(r.driver, pair, cid)
+        event = r.driver.take(r.driver.admin_pair)
+        assert (event.cid, event.result) == (900 + cid, 2 << 16 | 2 << 8 | 1)
+    assert r.truth()["kind"].tolist() == [CONTROLLER] * 3
+
+
+def test_abort_ends_what_is_late_and_finds_nothing_else(rig: Make) -> None:
+    r = rig()
+    pair = r.up()
+    r.faults.add(fault("late", us=10**9, count=2), fault("drop", after=2))
+    for cid in range(3):
+        send(r.driver, pair, cid)
+    settled(r, pair, 3)
+    assert r.driver.admin(ABORT, cdw10=1 << 16 | 1).result == 0
+    done = r.driver.take(pair)
+    assert (done.cid, done.status) == (1, ABORTED)
+    assert r.driver.admin(ABORT, cdw10=1 << 16 | 1).result == 1, "it is done"
+    assert r.driver.admin(ABORT, cdw10=2 << 16 | 1).result == 1, "dropped"
+    assert r.driver.admin(ABORT, cdw10=0 << 16 | 1).result == 0
+    assert r.driver.take(pair).cid == 0
+    rows = r.truth()
+    assert sorted(zip(rows["cid"].tolist(), rows["kind"].tolist(), strict=True)) == [
+        (0, COMPLETION), (1, COMPLETION), (2, LOST)
+    ]  # fmt: skip
+
+
+def test_thermal_throttling_shows_in_the_smart_log(rig: Make) -> None:
+    script = Script(
+        (fault("thermal", drain_kib_s=1, full_kib=60, factor=2),), Model(read_ns=1000)
+    )
+    r = rig("lba=4096", script)
+    pair = r.up()
+    page, log = r.driver.pages(1), r.driver.pages(1)
+    assert r.driver.admin(SET_FEATURES, cdw10=0x0B, cdw11=2).status == OK
+    r.driver.put(r.driver.admin_pair, command(ASYNC_EVENT, cid=900))
+    r.driver.ring(r.driver.admin_pair)
+
+    def smart() -> tuple[int, int, int]:
+        fields = {"cdw10": 127 << 16 | 2, "nsid": 0xFFFFFFFF, "prp1": r.driver.bus(log)}
+        assert r.driver.admin(GET_LOG, **fields).status == OK
+        kelvins = int.from_bytes(r.driver.memory[log + 1 : log + 3], "little")
+        return r.driver.memory[log], kelvins, r.driver.memory[log + 216]
+
+    assert smart() == (0, 310, 0)
+    for i in range(8):
+        assert r.driver.rw(pair, READ, i, 1, prp1=r.driver.bus(page)).status == OK
+    warm = smart()
+    assert (warm[0], warm[2]) == (0, 0)
+    assert 310 < warm[1] < 343
+    for i in range(10):
+        assert r.driver.rw(pair, READ, i, 1, prp1=r.driver.bus(page)).status == OK
+    event = r.driver.take(r.driver.admin_pair)
+    assert (event.cid, event.result) == (900, 2 << 16 | 1 << 8 | 1), "over its threshold"
+    assert smart()[0] == 2
+    assert smart()[1] > 343
+    assert smart()[2] == 1
+
+
 # --- data and status -------------------------------------------------------------------------
 
 
@@ -592,3 +667,38 @@ def test_every_effect_has_one_row_of_truth(rig: Make) -> None:
         assert posted[: row["nth"]].count((int(row["cid"]), 1)) == 1
     shown = [one for one in posted if one == (one[0], 1) and one[0] != 65535]
     assert len(shown) == 320 - len(drops) + len(twice)
+
+
+# --- what anybody may send ---------------------------------------------------------------------
+
+
+def test_garbage_on_the_control_socket(rig: Make) -> None:
+    """Datagrams of any content are refused or answered, and the controller goes on."""
+    r = rig()
+    pair = r.up()
+    rng = np.random.default_rng(7)
+    sock = r.faults._sock
+    base = b"".join(pack_fault(one) for one in (fault("late", us=1), fault("add", us=2)))
+    size = 0
+    for turn in range(3000):
+        op, count = int(rng.integers(0, 8)), int(rng.choice([0, 1, 2, 64, 65, 1 << 31]))
+        head = struct.pack("<IIIIIi", 0x746C6675, 1, op, count, int(rng.integers(0, 9)), 0)
+        body = bytearray(base * int(rng.integers(0, 33)))
+        for _ in range(int(rng.integers(0, 12))):
+            if body:
+                body[int(rng.integers(0, len(body)))] = int(rng.integers(0, 256))
+        data = (head + bytes(body))[: int(rng.integers(0, len(head) + len(body) + 1))]
+        if turn % 3 == 0:
+            data = head + bytes(body[: count * SIZE])
+        elif turn % 7 == 0:
+            data = rng.bytes(int(rng.integers(0, 30000)))
+        sock.settimeout(10)
+        sock.send(data)
+        if len(data) >= 24:
+            size = max(size, len(sock.recv(1 << 16)))
+        if turn % 50 == 0:
+            r.faults.replace()
+            send(r.driver, pair, turn, FLUSH)
+            assert r.driver.take(pair).cid == turn
+    assert size > 24, "some were answered by a table"
+    r.faults.clear()

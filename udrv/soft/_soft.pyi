@@ -213,6 +213,7 @@ class Lib:
     UDRV_FAULT_DELETED_QUEUE: Final[int]
     UDRV_FAULT_DROP: Final[int]
     UDRV_FAULT_DUPLICATE: Final[int]
+    UDRV_FAULT_EVENT_STORM: Final[int]
     UDRV_FAULT_FACTOR: Final[int]
     UDRV_FAULT_GC: Final[int]
     UDRV_FAULT_HEALTHY: Final[int]

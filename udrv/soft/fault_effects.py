@@ -83,6 +83,13 @@ EFFECTS: dict[str, Effect] = {
     "slow_ready": Effect(lib.UDRV_FAULT_SLOW_READY, (_us(),)),
     "slow_reset": Effect(lib.UDRV_FAULT_SLOW_RESET, (_us(),)),
     "shutdown_hang": Effect(lib.UDRV_FAULT_SHUTDOWN_HANG),
+    "event_storm": Effect(
+        lib.UDRV_FAULT_EVENT_STORM,
+        (
+            Param("type", int, 0, 0, 2, 1), Param("info", int, 1, 0, 255, 1),
+            Param("log", int, 2, 0, 255, 2),
+        ),
+    ),
     # data and status
     "status": Effect(
         lib.UDRV_FAULT_STATUS,

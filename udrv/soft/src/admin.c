@@ -52,6 +52,10 @@ static uint16_t abort_command(struct udrv_soft *c, const struct nv_sqe *cmd, uin
 	uint16_t sqid = (uint16_t)cmd->cdw10, cid = (uint16_t)(cmd->cdw10 >> 16);
 
 	*result = 1;
+	if (c->injecting && soft_fault_abort(c, sqid, cid)) {
+		*result = 0;
+		return NV_OK;
+	}
 	if (sqid)
 		return NV_OK;
 	for (uint32_t i = 0; i < e->nr_parked; i++) {

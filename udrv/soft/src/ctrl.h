@@ -367,6 +367,9 @@ void soft_event_raise(struct udrv_soft *c, enum nv_event_type type, uint32_t inf
 void soft_events_deliver(struct udrv_soft *c);
 uint8_t soft_warnings(const struct udrv_soft *c); /* the SMART log's byte 0 */
 void soft_check_temperature(struct udrv_soft *c);
+
+/* soft_temperature() - kelvins, and how often and long (seconds) throttling was on */
+uint32_t soft_temperature(const struct udrv_soft *c, uint32_t *onsets, uint32_t *seconds);
 void soft_ns_changed(struct udrv_soft *c, uint32_t nsid);
 
 /* soft_schedule() - work out c->due_ns anew; soft_tick() - do what is due at @now */

@@ -42,10 +42,18 @@ void soft_events_deliver(struct udrv_soft *c)
 
 /* --- what raises them ---------------------------------------------------------------------- */
 
+uint32_t soft_temperature(const struct udrv_soft *c, uint32_t *onsets, uint32_t *seconds)
+{
+	*onsets = 0;
+	*seconds = 0;
+	return TEMPERATURE_K + (c->injecting ? soft_fault_heat(c, onsets, seconds) : 0);
+}
+
 uint8_t soft_warnings(const struct udrv_soft *c)
 {
-	if (TEMPERATURE_K >= c->feature.over_temperature ||
-	    TEMPERATURE_K <= c->feature.under_temperature)
+	uint32_t onsets, seconds, kelvins = soft_temperature(c, &onsets, &seconds);
+
+	if (kelvins >= c->feature.over_temperature || kelvins <= c->feature.under_temperature)
 		return WARN_TEMPERATURE;
 	return 0;
 }

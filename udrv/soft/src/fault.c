@@ -196,6 +196,9 @@ static uint64_t shape(struct udrv_soft *c, struct command *m, struct soft_late *
 			added = model_added(h->s, &m->e, latency_ns, m->now_ns, &h->onset_ns);
 			if (added)
 				note(late, h, added);
+			if (added && h->s->fault.effect == UDRV_FAULT_THERMAL &&
+			    h->onset_ns == m->now_ns)
+				soft_check_temperature(c);
 			latency_ns += added;
 			break;
 		}
@@ -345,6 +348,15 @@ static bool meet_controller(struct udrv_soft *c, struct command *m)
 			tell(c, m, h, UDRV_TRUTH_CONTROLLER);
 			soft_fault_remove(c, &h->s->fault, m->now_ns);
 			return false;
+		case UDRV_FAULT_EVENT_STORM:
+			if (!c->event.nr_parked)
+				break;
+			/* As if the log page had been read. */
+			c->event.masked[h->s->fault.u[0]] = false;
+			soft_event_raise(c, (enum nv_event_type)h->s->fault.u[0],
+					 (uint32_t)h->s->fault.u[1], (uint32_t)h->s->fault.u[2]);
+			tell(c, m, h, UDRV_TRUTH_CONTROLLER);
+			break;
 		case UDRV_FAULT_SPURIOUS_INTERRUPT:
 			if (m->cq->interrupts && soft_irq_raise(c, m->cq->vector))
 				tell(c, m, h, UDRV_TRUTH_CONTROLLER);

@@ -56,16 +56,19 @@ struct fault_event {
  * @loaded_ns:	when
  * @level:	of a bucket, bytes; @drained_ns: when it was looked at last
  * @free_ns:	of a bandwidth: when what came before is through
- * @full:	the bucket's effect is on, since @onset_ns
+ * @full:	the bucket's effect is on, since @onset_ns; @onsets: how often it was
+ * @full_ns:	how long it was on, the times that ended
  */
 struct fault_state {
 	struct udrv_fault fault;
 	uint32_t id;
+	uint32_t onsets;
 	bool full;
 	uint64_t loaded_ns;
 	uint64_t matched;
 	uint64_t applied;
 	uint64_t onset_ns;
+	uint64_t full_ns;
 	uint64_t drained_ns;
 	uint64_t free_ns;
 	double level;
@@ -114,6 +117,9 @@ uint64_t model_latency(struct soft_model *m, const struct fault_event *e, uint64
  */
 uint64_t model_added(struct fault_state *s, const struct fault_event *e, uint64_t latency_ns,
 		     uint64_t now_ns, uint64_t *onset_ns);
+
+/* model_heat() - how full a bucket is; 1 is where its effect begins */
+double model_heat(const struct fault_state *s, uint64_t now_ns);
 
 /* --- late.c ---------------------------------------------------------------------------------- */
 
@@ -249,6 +255,23 @@ void soft_fault_reset(struct udrv_soft *c);
 
 /* soft_fault_shutdown() - Return: whether it does not end. */
 bool soft_fault_shutdown(struct udrv_soft *c);
+
+/**
+ * soft_fault_abort() - end a command early whose completion is not due
+ * Return: false if it is none.
+ */
+bool soft_fault_abort(struct udrv_soft *c, uint16_t sqid, uint16_t cid);
+
+/* soft_fault_soon() - whether a completion is due so soon that the CPU is not to be given away */
+bool soft_fault_soon(const struct udrv_soft *c, uint64_t now_ns);
+
+/**
+ * soft_fault_heat() - what thermal faults make of the drive
+ * @onsets:	how often throttling began
+ * @seconds:	how long it lasted, the times that ended
+ * Return: kelvins above the temperature of an idle drive.
+ */
+uint32_t soft_fault_heat(const struct udrv_soft *c, uint32_t *onsets, uint32_t *seconds);
 
 /* soft_fault_tear() - shorten the segments of a write to what a torn write writes */
 void soft_fault_tear(struct udrv_soft *c, uint32_t lba_shift);

@@ -82,6 +82,8 @@ static bool arguments_valid(const struct udrv_fault *f)
 				f->end_us != UDRV_FAULT_FOREVER))
 			return false;
 		return f->u[0] <= 1 && f->u[1] <= MAX_US;
+	case UDRV_FAULT_EVENT_STORM:
+		return f->u[0] <= 2 && f->u[1] <= 255 && f->u[2] <= 255;
 	case UDRV_FAULT_STATUS:
 		/* SC, SCT and DNR; success is no fault */
 		return !(f->u[0] & ~0x47ffull) && f->u[0] & 0x7ff && f->u[1] <= 1;

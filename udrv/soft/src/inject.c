@@ -14,6 +14,11 @@
 #define NS_PER_US 1000u
 /* A sleep ends this much before the next completion is due; the rest is polled. */
 #define WAKE_EARLY_NS 80000
+/* Another process that is given the CPU may keep it for some milliseconds. */
+#define SOON_NS 200000
+/* Where thermal throttling begins, above an idle drive: over the warning threshold. */
+#define HOT_K 40
+#define HOT_MOST 2.0
 
 /* --- loaded and unloaded --------------------------------------------------------------------- */
 
@@ -205,6 +210,52 @@ int64_t soft_fault_patience(struct udrv_soft *c, int64_t wait_ns)
 	if (due > 999999999)
 		due = 999999999;
 	return wait_ns < 0 || due < (uint64_t)wait_ns ? (int64_t)due : wait_ns;
+}
+
+bool soft_fault_soon(const struct udrv_soft *c, uint64_t now_ns)
+{
+	const struct late_heap *h = &c->inject->late;
+
+	return h->nr && h->at[0].due_ns < now_ns + SOON_NS;
+}
+
+bool soft_fault_abort(struct udrv_soft *c, uint16_t sqid, uint16_t cid)
+{
+	struct late_heap *h = &c->inject->late;
+
+	for (uint32_t i = 0; i < h->nr; i++) {
+		struct soft_late *late = &h->at[i];
+
+		if (late->own_sqid != sqid || late->own_cid != cid || late->held || late->freed)
+			continue;
+		/* What it did to the data is done: 5.1 leaves that open. */
+		late->status = NV_ABORTED;
+		late->due_ns = soft_now_ns();
+		late_renew(h);
+		return true;
+	}
+	return false;
+}
+
+uint32_t soft_fault_heat(const struct udrv_soft *c, uint32_t *onsets, uint32_t *seconds)
+{
+	const struct soft_inject *in = c->inject;
+	uint64_t now_ns = soft_now_ns();
+	double most = 0;
+
+	for (uint32_t i = 0; i < in->nr; i++) {
+		const struct fault_state *s = &in->fault[i];
+		double heat;
+
+		if (s->fault.effect != UDRV_FAULT_THERMAL)
+			continue;
+		heat = model_heat(s, now_ns);
+		if (heat > most)
+			most = heat;
+		*onsets += s->onsets;
+		*seconds += (uint32_t)(s->full_ns / 1000000000u);
+	}
+	return (uint32_t)(HOT_K * (most < HOT_MOST ? most : HOT_MOST));
 }
 
 void soft_fault_sq_gone(struct udrv_soft *c, uint16_t sqid)

@@ -55,9 +55,12 @@ static uint32_t fill_smart(struct udrv_soft *c)
 {
 	const struct soft_statistics *s = &c->stat;
 	struct nv_smart *log = &c->smart;
+	uint32_t onsets = 0, seconds = 0;
 
 	log->warning = soft_warnings(c);
-	log->temperature = TEMPERATURE_K;
+	log->temperature = (uint16_t)soft_temperature(c, &onsets, &seconds);
+	log->tmt1_transitions = onsets;
+	log->tmt1_seconds = seconds;
 	log->spare = 100;
 	log->spare_threshold = 10;
 	/* In thousands of 512 bytes, rounded up. */

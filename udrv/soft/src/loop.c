@@ -86,7 +86,8 @@ static int64_t patience(struct udrv_soft *c, struct nap *nap, bool work)
 	if (!nap->idle_since)
 		nap->idle_since = now;
 	if (now - nap->idle_since < c->cfg.spin_us * 1000ull) {
-		if (now - nap->idle_since < YIELD_AFTER_NS)
+		if (now - nap->idle_since < YIELD_AFTER_NS ||
+		    (c->injecting && soft_fault_soon(c, now)))
 			cpu_relax();
 		else
 			sched_yield();

@@ -76,31 +76,50 @@ uint64_t model_latency(struct soft_model *m, const struct fault_event *e, uint64
 
 /* --- the faulty one -------------------------------------------------------------------------- */
 
+/* Thirty years: six of them still fit beside a time. */
+#define MOST_NS 1000000000000000000ull
+
 static uint64_t times(uint64_t latency_ns, double factor)
 {
-	return (uint64_t)((double)latency_ns * (factor - 1));
+	double added = (double)latency_ns * (factor - 1);
+
+	return added < (double)MOST_NS ? (uint64_t)added : MOST_NS;
+}
+
+/* What is left in the bucket. */
+static double drained(const struct fault_state *s, uint64_t now_ns)
+{
+	double rate = (double)s->fault.u[0] * KIB * 1e-9, level = s->level;
+
+	if (s->drained_ns)
+		level -= (double)(now_ns - s->drained_ns) * rate;
+	return level > 0 ? level : 0;
+}
+
+double model_heat(const struct fault_state *s, uint64_t now_ns)
+{
+	return drained(s, now_ns) / ((double)s->fault.u[1] * KIB);
 }
 
 /* A bucket of bytes with a hole, and two levels: what begins at the upper ends at the lower one. */
 static bool bucket_full(struct fault_state *s, const struct fault_event *e, uint64_t now_ns)
 {
 	const struct udrv_fault *f = &s->fault;
-	double drained = (double)f->u[0] * KIB * 1e-9;
 	bool fills = e->write || f->effect == UDRV_FAULT_THERMAL;
 
-	if (s->drained_ns)
-		s->level -= (double)(now_ns - s->drained_ns) * drained;
+	s->level = drained(s, now_ns);
 	s->drained_ns = now_ns;
-	if (s->level < 0)
-		s->level = 0;
 	/* What it fell to before this command decides the end, what this one adds the beginning. */
-	if (s->full && s->level <= (double)f->u[2] * KIB)
+	if (s->full && s->level <= (double)f->u[2] * KIB) {
 		s->full = false;
+		s->full_ns += now_ns - s->onset_ns;
+	}
 	if (fills)
 		s->level += e->bytes;
 	if (!s->full && s->level >= (double)f->u[1] * KIB) {
 		s->full = true;
 		s->onset_ns = now_ns;
+		s->onsets++;
 	}
 	return s->full;
 }

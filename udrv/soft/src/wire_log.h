@@ -51,7 +51,11 @@ struct nv_smart {
 	struct nv_u128 unsafe_shutdowns;
 	struct nv_u128 media_errors;
 	struct nv_u128 error_entries;
-	uint8_t gap192[320];
+	uint8_t gap192[24];
+	uint32_t tmt1_transitions; /* thermal management temperature 1 */
+	uint32_t gap220;
+	uint32_t tmt1_seconds;
+	uint8_t gap228[284];
 } __attribute__((packed));
 static_assert(sizeof(struct nv_smart) == 512, "SMART / health information");
 

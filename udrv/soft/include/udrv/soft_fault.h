@@ -44,6 +44,8 @@ enum udrv_fault_effect {
 	UDRV_FAULT_SLOW_READY = 19, /* CSTS.RDY = 1 after u0 microseconds */
 	UDRV_FAULT_SLOW_RESET = 20, /* CSTS.RDY = 0 after u0 microseconds */
 	UDRV_FAULT_SHUTDOWN_HANG = 21, /* CSTS.SHST stays "occurring" */
+	/* asynchronous event of type u0, information u1, log page u2, though masked */
+	UDRV_FAULT_EVENT_STORM = 22,
 	/* data and status */
 	UDRV_FAULT_STATUS = 32, /* status field u0 (SC, SCT, DNR); u1: executed all the same */
 	UDRV_FAULT_MEDIA_ERROR = 33, /* not executed; read error or write fault, counted by SMART */
