@@ -2,7 +2,10 @@
 /*
  * Submit and complete on a device that is this process: what benches/instructions.py counts.
  *
- * usage: instructions DEPTH BYTES ROUNDS TIMED
+ * usage: instructions DEPTH BYTES ROUNDS TIMED MIXED
+ *
+ * MIXED is the dearest order: no command has the shape of the one before (reads and writes in
+ * turn), and no completion its slot (two batches of half of DEPTH, completed in turn).
  *
  * callgrind collects inside of udrv_qp_submit() and udrv_qp_reap() only, so what plays the device
  * below is not counted.
@@ -39,22 +42,26 @@ static __attribute__((noinline)) void histogram(struct udrv_hist *h,
 int main(int argc, char **argv)
 {
 	uint32_t depth, bytes, rounds, entries, i, sq_head = 0, cq_tail = 0, phase = 1, bad, untimed;
+	uint32_t mixed, half, n;
+	uint16_t cids[ENTRIES];
 	uint32_t doorbells[2] = { 0, 0 };
 	struct udrv_completions out;
 	struct udrv_qp_config config;
 	struct udrv_command *commands;
 	struct udrv_hist *hist = pages(sizeof(*hist));
-	struct udrv_batch batch;
+	struct udrv_batch batch, other;
 	struct nvme_sqe *sq;
 	struct nvme_cqe *cq;
 	struct udrv_qp *qp = udrv_qp_new();
 
-	if (argc != 5 || !qp || udrv_core_init())
+	if (argc != 6 || !qp || udrv_core_init())
 		return 2;
 	depth = (uint32_t)atoi(argv[1]);
 	bytes = (uint32_t)atoi(argv[2]);
 	rounds = (uint32_t)atoi(argv[3]);
 	untimed = !atoi(argv[4]);
+	mixed = !!atoi(argv[5]);
+	half = mixed ? depth / 2 : depth;
 	entries = ENTRIES;	/* the rings wrap every few calls */
 
 	sq = pages(entries * sizeof(*sq));
@@ -77,28 +84,35 @@ int main(int argc, char **argv)
 	};
 	for (i = 0; i < depth; i++) {
 		commands[i] = (struct udrv_command){
-			.opcode = NVME_CMD_READ, .slba = (uint64_t)i * 7919,
+			.opcode = mixed && i & 1 ? NVME_CMD_WRITE : NVME_CMD_READ, .slba = (uint64_t)i * 7919,
 			.nlb = bytes >> LBA_SHIFT, .offset = (uint64_t)i * bytes, .user_data = i,
 		};
 	}
+	other = batch;
+	other.slot = 1;
 	out = (struct udrv_completions){
 		.capacity = depth, .rows = pages(depth * sizeof(*out.rows)),
 	};
 
 	udrv_hist_reset(hist);
 	while (rounds--) {
-		if (udrv_qp_submit(qp, &batch, 0, depth, &bad) != (int)depth)
+		if (udrv_qp_submit(qp, &batch, 0, half, &bad) != (int)half)
 			return 1;
-		while (sq_head != doorbells[0]) {
-			uint32_t cid = sq[sq_head].cdw0 >> 16;
+		if (mixed && udrv_qp_submit(qp, &other, half, half, &bad) != (int)half)
+			return 1;
+		for (n = 0; sq_head != doorbells[0]; n++) {
+			cids[n] = (uint16_t)(sq[sq_head].cdw0 >> 16);
+			if (++sq_head == entries)
+				sq_head = 0;
+		}
+		for (i = 0; i < n; i++) {
+			uint32_t cid = mixed ? cids[i / 2 + (i & 1) * half] : cids[i];
 
 			cq[cq_tail] = (struct nvme_cqe){ .dw2 = 1u << 16, .dw3 = cid | phase << 16 };
 			if (++cq_tail == entries) {
 				cq_tail = 0;
 				phase ^= 1;
 			}
-			if (++sq_head == entries)
-				sq_head = 0;
 		}
 		if (udrv_qp_reap(qp, &out, 0, depth) != (int)depth)
 			return 1;

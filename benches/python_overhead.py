@@ -109,10 +109,11 @@ def measure(laps: int) -> list[Figure]:
             for _ in range(rounds):
                 read(5, 1, into=buffer)
 
+        # made once: a lap has 64 reads only, and ctypes is none of C's time
+        handles = address(lane.c), address(target), ctypes.c_uint64(5)
+
         def c_reads(rounds: int) -> None:
-            assert loops.reads(
-                address(lane.c), address(target), ctypes.c_uint64(5), 1, rounds
-            ) == 0
+            assert loops.reads(*handles, 1, rounds) == 0
 
         # a lap of a shared queue is short: more of them
         figures.append(figure("read", 1, *medians(
