@@ -178,6 +178,7 @@ class struct_udrv_soft_config:
     entries: int
     mdts: int
     spin_us: int
+    cmb_bytes: int
     serial: Any
     ns: Any
 

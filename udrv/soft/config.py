@@ -57,6 +57,7 @@ class Config:
         config.entries = options.mqes
         config.mdts = options.mdts
         config.spin_us = options.spin_us
+        config.cmb_bytes = options.cmb
         ffi.memmove(config.serial, options.serial.encode().ljust(20), 20)
         try:
             for index, space in enumerate(options.namespaces):

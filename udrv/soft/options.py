@@ -44,6 +44,7 @@ VALID = {
     "faults": "a path; a script of faults to start with (docs/faults.md)",
     "truth": "a path; a record of each injected fault is written there",
     "control": "a path; a socket for changing faults while it runs is made there",
+    "cmb": "0, or 4K to 1G, a power of two: bytes of controller memory buffer",
     "spin": "0 to 1000000 microseconds of polling before it sleeps",
 }
 
@@ -59,7 +60,10 @@ class NamespaceOptions:
 
 @dataclass(frozen=True, slots=True)
 class SoftOptions:
-    """A controller. `mqes` is entries of the largest queue; `spin_us` is microseconds."""
+    """A controller. `mqes` is entries of the largest queue; `spin_us` is microseconds.
+
+    `cmb` is bytes of controller memory buffer.
+    """
 
     namespaces: tuple[NamespaceOptions, ...] = (NamespaceOptions(),)
     nn: int = 1
@@ -69,6 +73,7 @@ class SoftOptions:
     serial: str = DEFAULT_SERIAL
     trap_doorbells: bool = False
     spin_us: int = 2000
+    cmb: int = 0
     faults: str | None = None
     truth: str | None = None
     control: str | None = None
@@ -82,7 +87,7 @@ class SoftOptions:
         )
         return (
             f"ns={spaces}&nn={self.nn}&queues={self.queues}&mqes={self.mqes}&mdts={self.mdts}"
-            f"&serial={quote(self.serial)}&spin={self.spin_us}"
+            f"&serial={quote(self.serial)}&spin={self.spin_us}&cmb={self.cmb}"
             f"&doorbells={'trapped' if self.trap_doorbells else 'mapped'}"
             + "".join(
                 f"&{name}={quote(path, safe='/')}"
@@ -124,6 +129,7 @@ def parse_options(text: str) -> SoftOptions:
         serial=serial,
         trap_doorbells=doorbells == "trapped",
         spin_us=_integer(given, "spin", 2000, 0, 1_000_000),
+        cmb=_cmb(given),
         **{name: _path(name, given[name]) for name in _PATHS if name in given},
     )
 
@@ -141,6 +147,14 @@ def _integer(given: dict[str, str], name: str, default: int, low: int, high: int
     if not (text.isascii() and text.isdigit() and len(text) <= 10 and low <= int(text) <= high):
         _refuse(name, text, f"not an integer of {low} to {high}")
     return int(text)
+
+
+def _cmb(given: dict[str, str]) -> int:
+    text = given.get("cmb", "0")
+    size = _size("cmb", text)
+    if size and (size & (size - 1) or not 4096 <= size <= 1 << 30):
+        _refuse("cmb", text)
+    return size
 
 
 def _namespaces(given: dict[str, str]) -> tuple[NamespaceOptions, ...]:

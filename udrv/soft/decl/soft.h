@@ -27,6 +27,7 @@ struct udrv_soft_config {
 	uint32_t entries;
 	uint32_t mdts;
 	uint32_t spin_us;
+	uint64_t cmb_bytes;
 	char serial[20];
 	struct udrv_soft_ns ns[32];
 };

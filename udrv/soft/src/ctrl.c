@@ -38,6 +38,10 @@ static bool config_valid(const struct udrv_soft_config *cfg)
 		return false;
 	if (cfg->entries < 2 || cfg->entries > 65536 || cfg->mdts < 1 || cfg->mdts > MAX_MDTS)
 		return false;
+	/* A BAR is a power of two, of pages here. */
+	if (cfg->cmb_bytes & (cfg->cmb_bytes - 1) || cfg->cmb_bytes > 1u << 30 ||
+	    (cfg->cmb_bytes && cfg->cmb_bytes < NV_PAGE_SIZE))
+		return false;
 	return cfg->spin_us <= 1000000;
 }
 
@@ -116,8 +120,12 @@ int udrv_soft_new(const struct udrv_soft_config *cfg, struct udrv_soft **ctrl)
 		c->media[i].fd = -1;
 	c->cap = (uint64_t)(cfg->entries - 1) | NV_CAP_CQR | NV_CAP_TO(READY_TIMEOUT_500MS) |
 		 NV_CAP_CSS_NVM | NV_CAP_CRWMS;
+	if (cfg->cmb_bytes)
+		c->cap |= NV_CAP_CMBS;
 
 	err = open_scratch(c);
+	if (!err)
+		err = soft_cmb_open(c);
 	if (!err)
 		err = open_doorbells(c);
 	if (!err)
@@ -154,6 +162,7 @@ void udrv_soft_free(struct udrv_soft *c)
 		munmap(c->counters, sizeof(*c->counters));
 	else
 		free(c->counters);
+	soft_cmb_close(c);
 	if (c->scratch)
 		munmap(c->scratch, sizeof(struct scratch));
 	if (c->doorbells)
@@ -229,6 +238,7 @@ void soft_function_reset(struct udrv_soft *c)
 	if ((c->csts & NV_CSTS_RDY) && !(c->csts & NV_CSTS_SHST_MASK))
 		c->stat.unsafe_shutdowns++;
 	soft_controller_reset(c);
+	soft_cmb_reset(c);
 	c->cc = 0;
 	c->aqa = 0;
 	c->asq = 0;
@@ -295,6 +305,7 @@ static uint32_t bar_byte_area(struct udrv_soft *c, uint32_t offset, uint8_t *byt
 		put32(image, NV_REG_AQA, c->aqa);
 		put64(image, NV_REG_ASQ, c->asq);
 		put64(image, NV_REG_ACQ, c->acq);
+		soft_cmb_registers(c, image);
 		put32(image, NV_REG_CRTO, READY_TIMEOUT_500MS); /* CRWMT */
 		memcpy(byte, image + offset, sizeof(image) - offset);
 		return sizeof(image) - offset;
@@ -374,6 +385,10 @@ static void write_register(struct udrv_soft *c, uint32_t offset, uint32_t value)
 	case NV_REG_ACQ + 4:
 		if (disabled)
 			c->acq = (c->acq & 0xffffffffull) | (uint64_t)value << 32;
+		break;
+	case NV_REG_CMBMSC:
+	case NV_REG_CMBMSC + 4:
+		soft_cmb_control(c, offset != NV_REG_CMBMSC, value);
 		break;
 	default:
 		break; /* read-only, reserved, or not offered (NSSR) */

@@ -6,6 +6,7 @@
  *   pci.c       configuration space, interrupts
  *   queue.c     fetching, completing, creating and deleting queues
  *   fused.c     Compare and Write, fused
+ *   cmb.c       the controller memory buffer
  *   bell.c      doorbells: registers, and shadow doorbells in the host's memory
  *   admin.c     admin commands; identify.c, feature.c, log.c, event.c, ns.c (management, attachment,
  *               Format), sanitize.c, selftest.c, firmware.c belong to it
@@ -197,6 +198,7 @@ struct udrv_soft {
 	struct soft_media media[UDRV_SOFT_MAX_NS]; /* by NSID - 1 */
 	uint64_t capacity; /* bytes that all namespaces may have together */
 
+	struct soft_cmb cmb;
 	struct dma_table dma;
 	struct dma_ref list_ref;
 	struct dma_ref data_ref;
@@ -258,6 +260,14 @@ void soft_pci_write(struct udrv_soft *c, uint32_t offset, const uint8_t *data, u
 void soft_irq_arm(struct udrv_soft *c, uint32_t vector, int fd);
 void soft_irq_mask(struct udrv_soft *c, uint32_t vector, bool mask);
 bool soft_irq_raise(struct udrv_soft *c, uint32_t vector);
+
+/* --- cmb.c --------------------------------------------------------------------------------- */
+
+int soft_cmb_open(struct udrv_soft *c);
+void soft_cmb_close(struct udrv_soft *c);
+void soft_cmb_reset(struct udrv_soft *c);
+void soft_cmb_control(struct udrv_soft *c, uint32_t half, uint32_t value); /* CMBMSC, high: 1 */
+void soft_cmb_registers(const struct udrv_soft *c, uint8_t *image);
 
 /* --- bell.c -------------------------------------------------------------------------------- */
 

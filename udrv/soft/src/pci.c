@@ -24,6 +24,7 @@
 
 #define PCI_COMMAND 0x04u
 #define PCI_BAR0 0x10u
+#define PCI_BAR2 0x18u
 #define MSIX_CONTROL (CAP_MSIX + 2)
 #define PCIE_DEVCTL (CAP_PCIE + 8)
 #define DEVCTL_FLR 0x8000u
@@ -49,6 +50,8 @@ void soft_pci_reset(struct udrv_soft *c)
 	c->pci[0x0a] = 0x08;
 	c->pci[0x0b] = 0x01;
 	put32(c, PCI_BAR0, 0x4); /* 64-bit memory */
+	if (c->cmb.bytes)
+		put32(c, PCI_BAR2, 0xc); /* prefetchable, too */
 	put16(c, 0x2c, PCI_VENDOR);
 	put16(c, 0x2e, PCI_DEVICE);
 	c->pci[0x34] = CAP_PM;
@@ -76,7 +79,7 @@ void soft_pci_reset(struct udrv_soft *c)
 }
 
 /* Which bits of a byte of configuration space software can write. */
-static uint8_t writable(uint32_t at)
+static uint8_t writable(const struct udrv_soft *c, uint32_t at)
 {
 	switch (at) {
 	case PCI_COMMAND:
@@ -90,6 +93,9 @@ static uint8_t writable(uint32_t at)
 		return 0xff & ~((BAR0_SIZE - 1) >> 8);
 	case PCI_BAR0 + 2 ... PCI_BAR0 + 7:
 		return 0xff;
+	case PCI_BAR2 ... PCI_BAR2 + 7:
+		/* The bits of an address that is a multiple of its size. */
+		return c->cmb.bytes ? (uint8_t)(-c->cmb.bytes >> (at - PCI_BAR2) * 8) : 0;
 	case CAP_PM + 4:
 		return 0x03; /* power state: kept, without effect */
 	case MSIX_CONTROL + 1:
@@ -109,7 +115,7 @@ void soft_pci_write(struct udrv_soft *c, uint32_t offset, const uint8_t *data, u
 
 	for (uint32_t i = 0; i < count; i++) {
 		uint32_t at = offset + i;
-		uint8_t mask = writable(at);
+		uint8_t mask = writable(c, at);
 
 		c->pci[at] = (uint8_t)((c->pci[at] & ~mask) | (data[i] & mask));
 		if (at == PCIE_DEVCTL + 1 && data[i] & (DEVCTL_FLR >> 8))

@@ -106,6 +106,7 @@ static_assert(sizeof(struct vu_sparse_cap) == 32, "sparse mmap capability, one a
 
 enum vu_region {
 	VU_REGION_BAR0 = 0,
+	VU_REGION_CMB = 2,
 	VU_REGION_CONFIG = 7,
 	VU_REGIONS = 9,
 };

@@ -148,14 +148,19 @@ static int device_info(struct udrv_soft *c, struct conn *conn)
 	return 0;
 }
 
-static uint32_t region_size(uint32_t index)
+static uint32_t region_size(const struct udrv_soft *c, uint32_t index)
 {
+	if (index == VU_REGION_CMB)
+		return (uint32_t)c->cmb.bytes;
 	if (index == VU_REGION_BAR0)
 		return BAR0_SIZE;
 	return index == VU_REGION_CONFIG ? PCI_CONFIG_SIZE : 0;
 }
 
-/* Only the doorbells can be mapped: a register has to be told that it was written. */
+/*
+ * Only the doorbells can be mapped, and the controller memory buffer: a register has to be told that
+ * it was written.
+ */
 static int region_info(struct udrv_soft *c, struct conn *conn)
 {
 	static const struct vu_sparse_cap cap = { .id = VU_CAP_SPARSE_MMAP, .version = 1,
@@ -174,9 +179,13 @@ static int region_info(struct udrv_soft *c, struct conn *conn)
 	mappable = info.index == VU_REGION_BAR0 && conn->client_fds &&
 		   !(c->cfg.flags & UDRV_SOFT_TRAP_DOORBELLS);
 	info = (struct vu_region_info){ .argsz = sizeof(info), .index = info.index,
-					.size = region_size(info.index) };
+					.size = region_size(c, info.index) };
 	if (info.size)
 		info.flags = VU_REGION_FLAG_READ | VU_REGION_FLAG_WRITE;
+	if (info.index == VU_REGION_CMB && info.size && conn->client_fds) {
+		info.flags |= VU_REGION_FLAG_MMAP; /* all of it */
+		conn->out_fd = c->cmb.fd;
+	}
 	if (!mappable) {
 		reply_with(conn, &info, sizeof(info));
 		return 0;
@@ -297,14 +306,14 @@ static int set_irqs(struct udrv_soft *c, struct conn *conn)
 
 /* --- region access ------------------------------------------------------------------------- */
 
-static int check_access(const struct conn *conn, struct vu_access *a)
+static int check_access(const struct udrv_soft *c, const struct conn *conn, struct vu_access *a)
 {
 	uint32_t size;
 
 	if (payload_len(conn) < sizeof(*a) || conn->nr_fds)
 		return EINVAL;
 	memcpy(a, conn->in, sizeof(*a));
-	size = a->region < VU_REGIONS ? region_size(a->region) : 0;
+	size = a->region < VU_REGIONS ? region_size(c, a->region) : 0;
 	if (!a->count || a->count > CONN_MAX_XFER || a->offset > size ||
 	    a->count > size - a->offset)
 		return EINVAL;
@@ -314,7 +323,7 @@ static int check_access(const struct conn *conn, struct vu_access *a)
 static int region_read(struct udrv_soft *c, struct conn *conn)
 {
 	struct vu_access a;
-	int err = check_access(conn, &a);
+	int err = check_access(c, conn, &a);
 
 	if (err)
 		return err;
@@ -325,6 +334,8 @@ static int region_read(struct udrv_soft *c, struct conn *conn)
 		memset(conn->out + sizeof(a), 0xff, a.count);
 	else if (a.region == VU_REGION_BAR0)
 		soft_bar_read(c, (uint32_t)a.offset, conn->out + sizeof(a), a.count);
+	else if (a.region == VU_REGION_CMB)
+		memcpy(conn->out + sizeof(a), c->cmb.memory + a.offset, a.count);
 	else
 		memcpy(conn->out + sizeof(a), &c->pci[a.offset], a.count);
 	conn->out_len += a.count;
@@ -335,7 +346,7 @@ static int region_write(struct udrv_soft *c, struct conn *conn)
 {
 	const uint8_t *data = conn->in + sizeof(struct vu_access);
 	struct vu_access a;
-	int err = check_access(conn, &a);
+	int err = check_access(c, conn, &a);
 
 	if (err)
 		return err;
@@ -345,6 +356,8 @@ static int region_write(struct udrv_soft *c, struct conn *conn)
 		err = 0; /* nobody is there to take it */
 	else if (a.region == VU_REGION_BAR0)
 		err = -soft_bar_write(c, (uint32_t)a.offset, data, a.count);
+	else if (a.region == VU_REGION_CMB)
+		memcpy(c->cmb.memory + a.offset, data, a.count);
 	else
 		soft_pci_write(c, (uint32_t)a.offset, data, a.count);
 	reply_with(conn, &a, sizeof(a));

@@ -150,4 +150,20 @@ struct soft_firmware {
 	char image[16];
 };
 
+/**
+ * struct soft_cmb - the controller memory buffer
+ * @bytes:	0: there is none
+ * @control:	CMBMSC; @status: CMBSTS
+ * @placed:	it is in the table of mappings, at @base
+ */
+struct soft_cmb {
+	int fd;
+	bool placed;
+	uint32_t status;
+	uint64_t bytes;
+	uint64_t control;
+	uint64_t base;
+	uint8_t *memory;
+};
+
 #endif /* UDRV_SOFT_STATE_H */

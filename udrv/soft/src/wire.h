@@ -37,6 +37,10 @@ enum nv_reg {
 	NV_REG_AQA = 0x24,
 	NV_REG_ASQ = 0x28,
 	NV_REG_ACQ = 0x30,
+	NV_REG_CMBLOC = 0x38,
+	NV_REG_CMBSZ = 0x3c,
+	NV_REG_CMBMSC = 0x50,
+	NV_REG_CMBSTS = 0x58,
 	NV_REG_CRTO = 0x68,
 };
 
@@ -45,6 +49,7 @@ enum nv_reg {
 #define NV_CAP_CQR (1ull << 16)
 #define NV_CAP_TO(x) ((uint64_t)(x) << 24)
 #define NV_CAP_CSS_NVM (1ull << 37)
+#define NV_CAP_CMBS (1ull << 57)
 #define NV_CAP_CRWMS (1ull << 59) /* mandatory in 2.0: ready with media, within CRTO.CRWMT */
 
 #define NV_CC_EN 1u

@@ -55,6 +55,7 @@ struct udrv_soft_ns {
  * @entries:	largest queue in entries, 2 to 65536 (CAP.MQES is one less)
  * @mdts:	largest transfer is 4096 << @mdts bytes, 1 to 9
  * @spin_us:	how long to poll after the last work before sleeping, microseconds
+ * @cmb_bytes:	size of the controller memory buffer: 0, or a power of two of 4 KiB to 1 GiB
  * @serial:	ASCII, padded with spaces
  * @ns:		the namespaces
  */
@@ -73,6 +74,7 @@ struct udrv_soft_config {
 	uint32_t entries;
 	uint32_t mdts;
 	uint32_t spin_us;
+	uint64_t cmb_bytes;
 	char serial[20];
 	struct udrv_soft_ns ns[UDRV_SOFT_MAX_NS];
 };
