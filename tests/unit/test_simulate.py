@@ -19,10 +19,13 @@ from udrv.cli.main import app
 from udrv.errors import FaultScriptError, MissingToolError
 from udrv.soft.faults import Fault, Model, fault
 from udrv.soft.simulate import (
+    CLASSES,
     EFFECTS_SIMULATED,
+    LOOK_ALIKES,
     Load,
     Placed,
     Scenario,
+    catalogue,
     load_scenario,
     parse_scenario,
     run_drive,
@@ -288,6 +291,39 @@ def test_any_load_under_any_faults_keeps_its_books(
         for one in chunks for row in one.truth if row["kind"] == COMPLETION
     ]  # fmt: skip
     assert len(keys) == len(set(keys)), "one row for each effect"
+
+
+def test_the_catalogue_has_each_class_and_healthy_drives() -> None:
+    n = len(CLASSES) + len(LOOK_ALIKES)
+    scenario = catalogue(5, drives=4 * n)
+    assert catalogue(5, drives=4 * n) == scenario != catalogue(6, drives=4 * n)
+    had: dict[int, list[str]] = {}
+    for placed in scenario.faults:
+        for drive in placed.drives or ():
+            had.setdefault(drive, []).append(placed.fault.name)
+    assert sorted(had) == [*range(2 * n, 4 * n)]
+    assert sorted(name for names in had.values() for name in names) == sorted(
+        [*CLASSES, *LOOK_ALIKES] * 2
+    )
+    crowd = catalogue(1, drives=1000, healthy=0)
+    assert len(crowd.faults) == 64 // n * n
+    assert set().union(*(placed.drives or () for placed in crowd.faults)) == set(range(1000))
+    assert catalogue(1, drives=4, healthy=4).faults == ()
+
+
+@pytest.mark.parametrize("name", [*CLASSES, *LOOK_ALIKES])
+def test_each_class_shows_within_an_hour(name: str) -> None:
+    """Two draws of each: a scenario whose fault never shows would be labelled data without it."""
+    names = [*CLASSES, *LOOK_ALIKES]
+    shown = 0
+    for seed in range(2):
+        scenario = catalogue(seed, drives=len(names), healthy=0)
+        truth = [one.truth for one in run_drive(
+            scenario, hours=1, seed=seed, drive=names.index(name), rows=1 << 18)]  # fmt: skip
+        rows = np.concatenate(truth)
+        shown += len(rows) > 0
+        assert ((rows["flags"] & 1 == 1) == (name in LOOK_ALIKES)).all()
+    assert shown == 2
 
 
 # --- files and the command line -------------------------------------------------------------------

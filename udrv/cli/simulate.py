@@ -12,7 +12,10 @@ from udrv.cli.output import Json, print_json, printable, say
 
 def simulate(
     scenario: Annotated[
-        str, typer.Argument(metavar="SCENARIO", help="A TOML file: docs/faults.md.")
+        str,
+        typer.Argument(
+            metavar="SCENARIO", help="A TOML file (docs/faults.md), or the word catalogue."
+        ),
     ],
     *,
     output: Annotated[
@@ -26,16 +29,18 @@ def simulate(
     """Simulate drives with faults; FILE gets their completions, FILE with .truth the labels.
 
     The model and the faults are those of the software controller, and FILE has the columns of a
-    recorded drive.
+    recorded drive. The catalogue gives half of the drives one class of slowness each, or what
+    looks like one.
     """
-    from udrv.soft.simulate import load_scenario, write_parquet
+    from udrv.soft.simulate import catalogue, load_scenario, write_parquet
 
     def tell(drive: int, rows: int) -> None:
         if not as_json:
             say(f"drive {drive}: {rows} completions")
 
+    what = catalogue(seed, drives=drives) if scenario == "catalogue" else load_scenario(scenario)
     done = write_parquet(
-        load_scenario(scenario), output, drives=drives, hours=hours, seed=seed, on_drive=tell
+        what, output, drives=drives, hours=hours, seed=seed, on_drive=tell
     )
     if as_json:
         print_json({

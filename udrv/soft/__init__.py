@@ -8,11 +8,15 @@ driver may do, and it knows nothing of udrv's own driver: the two share no defin
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from udrv.soft.counters import COUNTERS_LOG, QueueCounters, SoftCounters, read_counters
-from udrv.soft.fault_control import FaultControl, LoadedFault
 from udrv.soft.options import SoftOptions, parse_options
 from udrv.soft.process import SoftProcess, start
 from udrv.soft.server import serve
+
+if TYPE_CHECKING:
+    from udrv.soft.fault_control import FaultControl, LoadedFault
 
 __all__ = [
     "COUNTERS_LOG",
@@ -27,3 +31,11 @@ __all__ = [
     "serve",
     "start",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name in ("FaultControl", "LoadedFault"):  # most controllers have no faults
+        from udrv.soft import fault_control
+
+        return getattr(fault_control, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,7 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from udrv.errors import (
     DeviceNotFoundError,
@@ -16,10 +17,10 @@ from udrv.errors import (
     UdrvError,
 )
 from udrv.soft._soft import ffi, lib
-from udrv.soft.fault_control import bind_control
-from udrv.soft.fault_table import pack_script
-from udrv.soft.faults import Script, load
 from udrv.soft.options import NamespaceOptions, SoftOptions
+
+if TYPE_CHECKING:
+    from udrv.soft.faults import Script
 
 
 class Config:
@@ -93,8 +94,12 @@ class Config:
         if options.faults is not None:
             if script is not None:
                 raise TargetError("faults= and a script are given", device="soft:")
+            from udrv.soft.faults import load
+
             script = load(options.faults)
         if script is not None:
+            from udrv.soft.fault_table import pack_script
+
             config.faults_fd = os.memfd_create("udrv-soft-faults", os.MFD_CLOEXEC)
             self.fds.append(config.faults_fd)
             os.write(config.faults_fd, pack_script(script))
@@ -108,6 +113,8 @@ class Config:
                 ) from error
             self.fds.append(config.truth_fd)
         if options.control is not None:
+            from udrv.soft.fault_control import bind_control
+
             config.control_fd = bind_control(options.control).detach()
             self.fds.append(config.control_fd)
             self.control = Path(options.control)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import _cffi_backend
 
@@ -23,9 +23,11 @@ from udrv.soft import _soft
 from udrv.soft._soft import ffi
 from udrv.soft.config import Config
 from udrv.soft.counters import SoftCounters, decode_counters
-from udrv.soft.fault_control import FaultControl
-from udrv.soft.faults import Script
 from udrv.soft.options import SoftOptions, parse_options
+
+if TYPE_CHECKING:
+    from udrv.soft.fault_control import FaultControl
+    from udrv.soft.faults import Script
 
 #: A child that has not come up after this long will not.
 START_TIMEOUT_S = 10.0
@@ -49,7 +51,7 @@ class SoftProcess:
         stderr_fd: int,
         counters: mmap.mmap,
         *,
-        faults: FaultControl,
+        faults: FaultControl | socket.socket,
         control: Path | None,
     ) -> None:
         self._child = child
@@ -88,6 +90,10 @@ class SoftProcess:
     @property
     def faults(self) -> FaultControl:
         """The faults that it injects; see `udrv.soft.faults`."""
+        if isinstance(self._faults, socket.socket):
+            from udrv.soft.fault_control import FaultControl
+
+            self._faults = FaultControl(self._faults, "soft:")
         return self._faults
 
     def counters(self) -> SoftCounters:
@@ -198,10 +204,12 @@ def _start(
         on_error.callback(config.close)
         stack.callback(config.close_fds)
         if options.control is not None:
-            faults = FaultControl.connect(options.control)
+            from udrv.soft.fault_control import FaultControl  # most controllers have no faults
+
+            faults: FaultControl | socket.socket = FaultControl.connect(options.control)
             on_error.callback(faults.close)
         else:
-            faults = FaultControl(control, "soft:")
+            faults = control
         child = subprocess.Popen(
             [*(program or _command()), config.packed().hex(), *_directories()],
             stdin=subprocess.DEVNULL,

@@ -8,6 +8,7 @@ their ground truth.
 
 from __future__ import annotations
 
+from udrv.soft.simulate.catalogue import CLASSES, LOOK_ALIKES, catalogue
 from udrv.soft.simulate.engine import Chunk, run_drive
 from udrv.soft.simulate.output import Written, write_parquet
 from udrv.soft.simulate.scenario import (
@@ -20,12 +21,15 @@ from udrv.soft.simulate.scenario import (
 )
 
 __all__ = [
+    "CLASSES",
     "Chunk",
     "EFFECTS_SIMULATED",
+    "LOOK_ALIKES",
     "Load",
     "Placed",
     "Scenario",
     "Written",
+    "catalogue",
     "load_scenario",
     "parse_scenario",
     "run_drive",
