@@ -238,6 +238,20 @@ def test_sanitize_goes_on_through_a_reset(drive: Drive) -> None:
     assert driver.rw(pair, READ, 0, 1, prp1=page).status == OK
 
 
+def test_a_namespace_made_after_it_ends_global_data_erased(drive: Drive) -> None:
+    driver = drive()
+    assert driver.admin(SANITIZE, cdw10=4).status == OK
+    eventually(lambda: sanitize_log(driver)[1] == 0x101, "end of the sanitize operation")
+    assert driver.admin(NS_MANAGEMENT, nsid=1, cdw10=1).status == OK
+    assert create(driver, 16, flbas=2) == (OK, 1)
+    assert attach(driver, 1, 0) == OK
+    pair, page = driver.pair(1), driver.bus(driver.pages(1))
+    assert driver.rw(pair, READ, 0, 1, prp1=page).status == OK
+    assert sanitize_log(driver)[1] == 0x101
+    assert driver.rw(pair, WRITE, 0, 1, prp1=page).status == OK
+    assert sanitize_log(driver)[1] == 1
+
+
 def test_sanitize_refuses(drive: Drive) -> None:
     driver = drive()
     for action in (0, 3, 5, 6, 7):

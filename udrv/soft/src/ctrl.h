@@ -411,6 +411,7 @@ uint16_t soft_firmware_commit(struct udrv_soft *c, const struct nv_sqe *cmd);
 uint16_t soft_sanitize(struct udrv_soft *c, const struct nv_sqe *cmd);
 void soft_sanitize_end(struct udrv_soft *c);
 bool soft_sanitize_failed(const struct udrv_soft *c);
+uint32_t soft_sanitize_special(const struct udrv_soft *c); /* of a new namespace */
 void soft_sanitize_written(struct udrv_soft *c); /* data came after a sanitize operation */
 void soft_sanitize_log(const struct udrv_soft *c, struct nv_sanitize_log *log);
 

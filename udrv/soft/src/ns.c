@@ -174,6 +174,7 @@ static uint16_t create(struct udrv_soft *c, const struct nv_sqe *cmd, uint32_t *
 		return status;
 	}
 	c->media[nsid - 1].allocated = true;
+	c->media[nsid - 1].special |= soft_sanitize_special(c);
 	c->feature.error_recovery[nsid - 1] = 0;
 	*result = nsid;
 	return NV_OK;

@@ -50,6 +50,11 @@ void soft_sanitize_end(struct udrv_soft *c)
 	soft_event_raise(c, NV_EVENT_IO, NV_EVENT_SANITIZED, NV_LOG_SANITIZE);
 }
 
+uint32_t soft_sanitize_special(const struct udrv_soft *c)
+{
+	return c->sanitize.status & ALL_ERASED ? MEDIA_ERASED : 0;
+}
+
 void soft_sanitize_written(struct udrv_soft *c)
 {
 	c->sanitize.status &= (uint16_t)~ALL_ERASED;
