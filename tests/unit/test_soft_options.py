@@ -106,3 +106,11 @@ def test_an_unknown_option_names_the_valid_ones() -> None:
 def test_refused(text: str) -> None:
     with pytest.raises(TargetError):
         parse_options(text)
+
+
+@given(st.none() | PATH, st.none() | PATH, st.none() | PATH)
+def test_paths_of_faults_may_hold_anything(
+    faults: str | None, truth: str | None, control: str | None
+) -> None:
+    options = SoftOptions(faults=faults, truth=truth, control=control)
+    assert parse_options(str(options)) == options
