@@ -128,6 +128,7 @@ def test_posted_writes_are_whole_messages_between_others() -> None:
         assert struct.unpack_from("=QII", posted.message, 16) == (0x1000, 0, 4)
         assert posted.value_at == len(posted.message) - 4
         device.write(7, 0x100, b"\0")  # by now it knows the region
+        version = device.read(0, 0x08, 4)
         before = process.counters()
         sock = socket.socket(fileno=posted.fd)
         try:
@@ -146,7 +147,7 @@ def test_posted_writes_are_whole_messages_between_others() -> None:
             for _ in range(300):
                 device.write(7, 0x100, bytes(0xF00))
             thread.join()
-            assert device.read(0, 0x08, 4) == (0x00010400).to_bytes(4, "little")
+            assert device.read(0, 0x08, 4) == version, "the answer is that of the question"
         finally:
             sock.detach()
         after = process.counters()
