@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
+from fault_rig import Rig
 from minidriver import MiniDriver
 
 from udrv import soft
@@ -64,3 +66,17 @@ def drive(connect: Callable[..., UserDevice]) -> Iterator[Callable[..., MiniDriv
     yield begin
     for driver in drivers:
         driver.close()
+
+
+@pytest.fixture
+def rig(start: Start, tmp_path: Path) -> Iterator[Callable[..., Rig]]:
+    """Start a controller with faults, and a driver on it that is not enabled yet."""
+    made: list[Rig] = []
+
+    def make(options: str = "lba=512", script: Script | None = None) -> Rig:
+        made.append(Rig(start, tmp_path, options, script))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()

@@ -11,7 +11,8 @@ import pytest
 
 HERE = Path(__file__).parent
 FILES = sorted(path.name for path in HERE.glob("test_ctrl_*.py") if path != Path(__file__))
-FILES += ["test_fault_effects.py", "test_fault_latency.py", "test_vfio_server.py"]
+FILES += ["test_fault_data.py", "test_fault_effects.py", "test_fault_latency.py"]
+FILES += ["test_vfio_server.py"]
 
 
 @pytest.mark.skipif("UDRV_SOFT_PROGRAM" in os.environ, reason="this is that run")
