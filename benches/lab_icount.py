@@ -7,12 +7,12 @@
 On a host it boots the laboratory with `--icount` (one CPU, a nanosecond an instruction) and runs
 itself there. Counted is all that the guest does: program, system calls, interrupt handlers, kernel
 threads; not what the device does. A case runs N and then 3 N reads, and what the longer run took
-more, of virtual time without idle time (/proc/timer_list), is the cost of 2 N I/Os: starts and ends
-of programs cancel out.
+more, of virtual time without idle time, is the cost of 2 N I/Os: starts and ends of programs cancel
+out. Idle time is what a loop in the idle class took (idle_loop.c), exact to the instruction.
 
 A polling thread has no idle time: it looks at the queue while the emulated device works. The load
-generator counts its looks in vain; what one costs is measured on a queue whose device never answers
-(null_device.py), and subtracted. Both figures are printed.
+generator counts its looks in vain; what one costs follows from runs that looked more and less often
+(least squares), and is subtracted. Both figures are printed.
 
 --profile samples where the instructions go (perf, every 20 us of virtual time) at depth 32.
 --write puts the table into benches/RESULTS.md.
@@ -37,9 +37,12 @@ from pathlib import Path
 from typing import Any
 
 import lab_support as lab
+import numpy as np
 from bench_support import run_job, write_section
 
 DEPTHS = (1, 32)
+#: A profile with fewer rows has too few samples: perf had not started in time.
+FEW = 8
 #: Goals of the project: transport's instructions over those of fio's io_uring_cmd.
 GOALS = {(lab.PASSTHROUGH, "interrupt"): 0.8, (lab.VFIO, "interrupt"): 0.25,
          (lab.VFIO, "polled"): 0.25}  # fmt: skip
@@ -61,83 +64,91 @@ class Figure:
     spinning: float = 0.0
     low: float = 0.0
     high: float = 0.0
-    addons: list[str] = field(default_factory=lambda: ["checks", "timestamps"])
+    addons: list[str] = field(default_factory=list)
+
+
+UDRV = ["checks", "timestamps"]
 
 
 # --- inside the laboratory -----------------------------------------------------------------------
 
 
-def busy_ns() -> int:
-    """Nanoseconds of virtual time, idle time left out: instructions, since the boot."""
-    return parse_timer_list(Path("/proc/timer_list").read_text())
+class Meter:
+    """Counts the instructions of everybody but the idle class, since the boot.
+
+    The CPU has no idle time while this is open: idle_loop.c takes what is left, and counts it. The
+    clock then is the number of all instructions: it would jump only over idle time.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.NamedTemporaryFile(dir="/dev/shm")  # noqa: SIM115 - see close()
+        self._file.write(bytes(4096))
+        self._file.flush()
+        self._count = np.memmap(self._file.name, np.uint64, "r", shape=(1,))
+        self._loop = subprocess.Popen([str(lab.IDLE_LOOP), self._file.name])
+
+    def __call__(self) -> int:
+        return time.monotonic_ns() - 2 * int(self._count[0])
+
+    def close(self) -> None:
+        """Let the CPU idle again."""
+        self._loop.kill()
+        self._loop.wait()
+        self._file.close()
 
 
-def parse_timer_list(text: str) -> int:
-    """The same from the text of /proc/timer_list of a machine with one CPU."""
-    now = re.search(r"^now at (\d+) nsecs", text, re.MULTILINE)
-    # idle while a task waits for I/O (io_uring says so of its waits) is counted apart
-    idle = re.findall(r"^\s*\.(?:idle|iowait)_sleeptime\s*:\s*(\d+) nsecs", text, re.MULTILINE)
-    if now is None or len(idle) != 2:
-        raise SystemExit("/proc/timer_list has no time or not one CPU's idle times")
-    return int(now[1]) - int(idle[0]) - int(idle[1])
+@dataclass
+class Count:
+    """One run: instructions of `ios` reads, and how often it looked in vain."""
+
+    case: str
+    transport: str
+    depth: int
+    wait: str
+    ios: int
+    taken: int
+    looks: int = 0
 
 
-def count_program(words: Callable[[int], Sequence[str]], ios: int) -> float:
-    """Instructions per I/O of a program that is told how many to do."""
-    taken = []
-    for n in (ios, 3 * ios):
-        before = busy_ns()
+def ios_at(depth: int, ios: int) -> tuple[int, int]:
+    """How many a short and a long run do; more at a depth at which each costs less."""
+    short = ios if depth == 1 else 4 * ios
+    return short, 3 * short
+
+
+def count_program(
+    meter: Meter, case: str, transport: str, depth: int, ios: int,
+    words: Callable[[int], Sequence[str]],
+) -> list[Count]:  # fmt: skip
+    """A short and a long run of a program that is told how many reads to do."""
+    found = []
+    for n in ios_at(depth, ios):
+        before = meter()
         done = subprocess.run(words(n), capture_output=True, text=True, check=False)
-        taken.append(busy_ns() - before)
+        found.append(Count(case, transport, depth, "interrupt", n, meter() - before))
         if done.returncode:
             raise SystemExit(f"{' '.join(words(n))} failed: {done.stderr}")
-    return (taken[1] - taken[0]) / (2 * ios)
+    return found
 
 
-def count_job(ctrl: Any, depth: int, wait: str, ios: int, look: float) -> tuple[float, float]:
-    """(instructions per I/O without looks in vain, those of looks in vain per I/O)."""
-    (short, few), (long, many) = (
-        run_job(ctrl, depth, wait, n, meter=busy_ns) for n in (ios, 3 * ios)
-    )
-    in_vain = (many - few) * look / (2 * ios)
-    return (long - short) / (2 * ios) - in_vain, in_vain
-
-
-def cost_of_a_look() -> float:
-    """Instructions of one pass of the loop that finds nothing."""
-    from null_device import NullBackend
-
-    from udrv.nvme import Controller
-
-    backend = NullBackend()
-    with Controller(backend) as ctrl:
-        found = []
-        for _ in range(7):
-            taken, looks = run_job(ctrl, 32, "poll", 32, timeout=0.05, meter=busy_ns)
-            found.append(taken / looks)
-    return min(found)  # the rest is timer ticks and what else the kernel has to do
-
-
-def udrv_cases(target: str, driver: str, transport: str, waits: Sequence[str], ios: int,
-               look: float) -> list[Figure]:  # fmt: skip
-    """Counts of one transport at every depth."""
+def count_udrv(
+    meter: Meter, target: str, case: str, transport: str, waits: Sequence[str], ios: int
+) -> list[Count]:
+    """Short and long runs of one transport at every depth."""
     import udrv
 
     found = []
     with udrv.open(target, queues=1, interrupts=True) as ctrl:
         for depth in DEPTHS:
             for wait in waits:
-                count, spinning = count_job(ctrl, depth, wait, ios_at(depth, ios), look)
-                found.append(Figure(driver, transport, depth, 4096, count, wait, spinning))
+                for n in ios_at(depth, ios):
+                    taken, looks = run_job(ctrl, depth, wait, n, meter=meter)
+                    name = "polled" if wait == "poll" else wait
+                    found.append(Count(case, transport, depth, name, n, taken, looks))
     return found
 
 
-def ios_at(depth: int, ios: int) -> int:
-    """More at a depth at which each costs less: a program's start varies by as much as before."""
-    return ios if depth == 1 else 4 * ios
-
-
-def run_round(bdf: str, ios: int, look: float) -> list[Figure]:
+def run_round(meter: Meter, bdf: str, ios: int) -> list[Count]:
     """Every case once."""
     ng, block = lab.node_of(bdf, "ng"), lab.node_of(bdf, "nvme")
     found = []
@@ -146,41 +157,69 @@ def run_round(bdf: str, ios: int, look: float) -> list[Figure]:
             node, transport = (
                 (block, "io_uring-block") if driver == lab.FIO_BLOCK else (ng, "io_uring-cmd")
             )
-            count = count_program(
+            found += count_program(
+                meter, driver, transport, depth, ios,
                 lambda n, d=driver, node=node, q=depth: lab.fio_words(d, node, q, ios=n),
-                ios_at(depth, ios),
-            )
-            found.append(Figure(driver, transport, depth, 4096, count, addons=[]))
-        count = count_program(lambda n, q=depth: lab.bare_words(ng, q, n, 0), ios_at(depth, ios))
-        found.append(Figure(lab.BARE_LOOP, "io_uring-cmd", depth, 4096, count, addons=[]))
-    found += udrv_cases(ng, lab.PASSTHROUGH, "io_uring-cmd", ["interrupt"], ios, look)
-    found += udrv_cases(block, lab.BLOCK, "io_uring-block", ["interrupt"], ios, look)
+            )  # fmt: skip
+        found += count_program(
+            meter, lab.BARE_LOOP, "io_uring-cmd", depth, ios,
+            lambda n, q=depth: lab.bare_words(ng, q, n, 0),
+        )  # fmt: skip
+    found += count_udrv(meter, ng, lab.PASSTHROUGH, "io_uring-cmd", ["interrupt"], ios)
+    found += count_udrv(meter, block, lab.BLOCK, "io_uring-block", ["interrupt"], ios)
     with lab.on_vfio(bdf):
-        found += udrv_cases(f"pci:{bdf}", lab.VFIO, "vfio", ["interrupt", "poll"], ios, look)
-    for figure in found:
-        if figure.wait == "poll":
-            figure.wait = "polled"
+        found += count_udrv(meter, f"pci:{bdf}", lab.VFIO, "vfio", ["interrupt", "poll"], ios)
     return found
 
 
-def merge(rounds: list[list[Figure]]) -> list[Figure]:
-    """Medians over the rounds."""
-    merged = []
-    for same in zip(*rounds, strict=True):
-        counts = [figure.instructions_per_io for figure in same]
-        figure = same[0]
-        figure.instructions_per_io = round(statistics.median(counts))
-        figure.low, figure.high = round(min(counts)), round(max(counts))
-        figure.spinning = round(statistics.median(f.spinning for f in same))
-        merged.append(figure)
-    return merged
+# --- figures -------------------------------------------------------------------------------------
+
+
+def cost_of_a_look(counts: list[Count]) -> float:
+    """Instructions of a look in vain: by what runs that looked more often took more."""
+    polled = [c for c in counts if c.looks]
+    if not polled:
+        return 0.0
+    depths = sorted({c.depth for c in polled})
+    rows = [[*(c.ios * (c.depth == d) for d in depths), c.looks, 1] for c in polled]
+    solution = np.linalg.lstsq(np.array(rows, float), np.array([c.taken for c in polled]), None)[0]
+    return float(solution[len(depths)])
+
+
+def figures_of(counts: list[Count]) -> list[Figure]:
+    """Per I/O: what the long run took more than the short one, looks in vain left out.
+
+    Of each, the round that took least: what else a kernel does now and then only adds.
+    """
+    look = cost_of_a_look(counts)
+    groups: dict[tuple[str, str, int, str], dict[int, list[tuple[float, float]]]] = {}
+    for c in counts:
+        runs = groups.setdefault((c.case, c.transport, c.depth, c.wait), {})
+        runs.setdefault(c.ios, []).append((c.taken - c.looks * look, c.looks * look))
+    found = []
+    for (case, transport, depth, wait), runs in groups.items():
+        few, many = sorted(runs)
+        rounds = [
+            (long[0] - short[0]) / (many - few)
+            for short, long in zip(runs[few], runs[many], strict=True)
+        ]
+        least = (min(runs[many])[0] - min(runs[few])[0]) / (many - few)
+        spinning = statistics.median(s / many for _, s in runs[many])
+        found.append(Figure(
+            case, transport, depth, 4096, round(least), wait, round(spinning),
+            round(min(rounds)), round(max(rounds)), UDRV if case.startswith("udrv") else [],
+        ))  # fmt: skip
+    return found
 
 
 # --- where they go -------------------------------------------------------------------------------
 
 
-def profile(run: Callable[[], object], top: int = 16) -> list[tuple[float, str]]:
-    """(percent, symbol) of the whole machine while something runs, idle time left out."""
+def profile(run: Callable[[], object], top: int = 12) -> list[tuple[float, str]]:
+    """(percent, symbol) of the whole machine while something runs, idle time left out.
+
+    The four objects with the most of it, then the functions.
+    """
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "perf.data"
         perf = subprocess.Popen(
@@ -195,7 +234,13 @@ def profile(run: Callable[[], object], top: int = 16) -> list[tuple[float, str]]
             ["perf", "report", "-i", str(data), "--stdio", "-q", "--sort", "dso,symbol"],
             check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
-    return parse_profile(report)[:top]
+    rows = parse_profile(report)
+    shares: dict[str, float] = {}
+    for percent, symbol in rows:
+        where = symbol.partition(":")[0]
+        shares[where] = shares.get(where, 0.0) + percent
+    parts = sorted(((p, f"all of {where}") for where, p in shares.items()), reverse=True)
+    return parts[:4] + rows[:top]
 
 
 def parse_profile(report: str) -> list[tuple[float, str]]:
@@ -242,15 +287,22 @@ def measure(ios: int, rounds: int, with_profile: bool) -> dict[str, Any]:
 
     info = load()
     bdf = str(info.device("UDRVLAB0").bdf)
-    look = cost_of_a_look()
-    run_round(bdf, 50, look)
-    found = []
-    for number in range(rounds):
-        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-        found.append(run_round(bdf, ios, look))
+    meter = Meter()
+    try:
+        run_round(meter, bdf, 50)
+        found: list[Count] = []
+        for number in range(rounds):
+            print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+            found += run_round(meter, bdf, ios)
+        before, nobody = meter(), time.monotonic_ns()
+        time.sleep(0.5)
+        background = (meter() - before) / (time.monotonic_ns() - nobody)
+    finally:
+        meter.close()
     return {
-        "ios": ios, "rounds": rounds, "look": look, "kernel": info.kernel,
-        "figures": [asdict(figure) for figure in merge(found)],
+        "ios": ios, "rounds": rounds, "look": cost_of_a_look(found), "kernel": info.kernel,
+        "background": background,
+        "figures": [asdict(figure) for figure in figures_of(found)],
         "profiles": profiles(bdf) if with_profile and shutil.which("perf") else {},
     }  # fmt: skip
 
@@ -262,7 +314,7 @@ def table(figures: list[Figure]) -> list[str]:
     """Markdown: each case beside fio's io_uring_cmd at the same depth."""
     base = {f.depth: f.instructions_per_io for f in figures if f.case == lab.FIO_CMD}
     lines = [
-        "| depth | driver | completions | instructions per I/O (min to max) | / fio | goal "
+        "| depth | driver | completions | instructions per I/O (rounds: min to max) | / fio | goal "
         "| and looks in vain |",
         "| ---: | --- | --- | ---: | ---: | --- | ---: |",
     ]
@@ -291,20 +343,27 @@ def section(measured: dict[str, Any]) -> list[str]:
         "",
         f"4 KiB random reads under `udrv-lab run --icount`, {measured['rounds']} rounds of "
         f"{measured['ios']:,} against {3 * measured['ios']:,} I/Os (at depth 32 four times as "
-        "many), medians. "
+        "many), the least of each. "
         f"{datetime.datetime.now(datetime.UTC).date()}, `python benches/lab_icount.py --write`.",
         "",
         *table(figures),
         "",
         "- All that the guest executes for an I/O: program, system calls, interrupt handlers, "
-        "wake-ups; the device's work is not in it. Virtual time without idle time, "
-        f"1 ns an instruction, Linux {measured['kernel']}.",
-        f"- A polling thread looks {measured['look']:.0f} instructions long each time; what it "
-        "looked in vain was subtracted, and stands in the last column.",
+        "wake-ups; the device's work is not in it. Virtual time, 1 ns an instruction, without that "
+        "of a loop in the idle class which counts its turns (`benches/idle_loop.c`): the CPU never "
+        f"sleeps. Linux {measured['kernel']}; with nobody doing anything it executes "
+        f"{100 * measured['background']:.2f} % of the time for itself.",
+        f"- A polling thread's look takes {measured['look']:.0f} instructions (least squares over "
+        "all polled runs); what it looked in vain was subtracted, and stands in the last column.",
         "- Batches are the device's: what completed together is reaped and submitted together, "
         "and an emulated CPU is slow beside its device, so that at depth 32 many do.",
+        "- A read that is waited for asleep costs an interrupt, a wake-up and two switches, "
+        "whatever the program does: the bare loop shows what every program pays that "
+        "goes through the kernel. Polling instead costs none of it.",
     ]
     for name, rows in measured["profiles"].items():
+        if len(rows) < FEW:
+            continue
         lines += [
             "", f"Where they go, {name}, percent:", "",
             *(f"    {percent:5.1f}  {symbol}" for percent, symbol in rows),
@@ -329,7 +388,7 @@ def main() -> None:
         measured = measure(options.ios, options.rounds, options.profile)
         lab.hand_over(measured)
     else:
-        lab.build_bare()
+        lab.build_programs()
         words = ["--ios", str(options.ios), "--rounds", str(options.rounds)]
         words += ["--profile"] if options.profile else []
         measured = lab.in_lab("lab_icount.py", words, "--icount")

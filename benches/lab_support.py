@@ -21,7 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILT = ROOT / "build" / "benches"
-BARE = BUILT / "bare_uring"
+BARE, IDLE_LOOP = BUILT / "bare_uring", BUILT / "idle_loop"
 LBA_SHIFT, BLOCKS = 9, 1 << 21  # the first namespace of UDRVLAB0: 1 GiB in blocks of 512 bytes
 
 #: Names of the cases, as the tables have them.
@@ -88,14 +88,15 @@ def on_vfio(bdf: str) -> Iterator[None]:
 # --- programs ------------------------------------------------------------------------------------
 
 
-def build_bare() -> None:
-    """Compile bare_uring.c, with liburing in it: the guest has the host's files."""
+def build_programs() -> None:
+    """Compile bare_uring.c, with liburing in it, and idle_loop.c; guests have the host's files."""
     BUILT.mkdir(parents=True, exist_ok=True)
-    subprocess.run(
-        ["gcc", "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-static",
-         str(ROOT / "benches/bare_uring.c"), "-o", str(BARE), "-luring"],
-        check=True,
-    )  # fmt: skip
+    for program, libraries in ((BARE, ["-luring"]), (IDLE_LOOP, [])):
+        subprocess.run(
+            ["gcc", "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-static",
+             str(ROOT / f"benches/{program.name}.c"), "-o", str(program), *libraries],
+            check=True,
+        )  # fmt: skip
 
 
 def find_t_io_uring() -> str | None:

@@ -225,7 +225,7 @@ def main() -> None:
         measured = measure(options.rounds, options.seconds)
         lab.hand_over(measured)
     else:
-        lab.build_bare()
+        lab.build_programs()
         words = ["--rounds", str(options.rounds), "--seconds", str(options.seconds)]
         measured = lab.in_lab("lab_table.py", words)
     if options.json:

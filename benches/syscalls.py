@@ -244,7 +244,7 @@ def main() -> None:
         return
     figures = on_soft()
     if not options.soft_only:
-        lab.build_bare()
+        lab.build_programs()
         fields: list[dict[str, Any]] = lab.in_lab("syscalls.py", [])
         figures += [Figure(**one) for one in fields]
     rows = [asdict(f) for f in figures]

@@ -104,16 +104,6 @@ def test_straces_counts() -> None:
     assert syscalls.parse_strace(text) == {"read": 600, "openat": 200}
 
 
-def test_the_kernels_timer_list() -> None:
-    text = (
-        "Timer List Version: v0.9\nnow at 5000 nsecs\n\ncpu: 0\n"
-        "  .idle_sleeptime : 1200 nsecs\n  .iowait_sleeptime: 800 nsecs\n"
-    )
-    assert lab_icount.parse_timer_list(text) == 3000
-    with pytest.raises(SystemExit):
-        lab_icount.parse_timer_list(text.replace("idle_sleeptime", "x"))
-
-
 def test_a_profile_leaves_idle_time_out() -> None:
     text = (
         "    50.00%  [kernel.kallsyms]  [k] pv_native_safe_halt\n"
@@ -123,6 +113,26 @@ def test_a_profile_leaves_idle_time_out() -> None:
     assert lab_icount.parse_profile(text) == [
         (60.0, "kernel: nvme_irq"), (40.0, "_uring.so: udrv_uring_qp_wait"),
     ]
+
+
+def test_looks_in_vain_are_told_from_the_ios_they_waited_for() -> None:
+    counts = [
+        lab_icount.Count("udrv VFIO", "vfio", depth, "polled", ios,
+                         10_000 + each * ios + 309 * looks, looks)
+        for depth, each in ((1, 1600), (32, 480))
+        for ios, looks in ((1500, 9000), (4500, 20_000), (1500, 7000), (4500, 31_000))
+    ]  # fmt: skip
+    assert lab_icount.cost_of_a_look(counts) == pytest.approx(309)
+    assert [f.instructions_per_io for f in lab_icount.figures_of(counts)] == [1600, 480]
+
+
+def test_the_round_that_was_disturbed_least_counts() -> None:
+    counts = [
+        lab_icount.Count("fio", "io_uring-cmd", 1, "interrupt", ios, taken)
+        for ios, taken in ((100, 5_000), (300, 7_000), (100, 4_000), (300, 9_000))
+    ]
+    (figure,) = lab_icount.figures_of(counts)
+    assert (figure.instructions_per_io, figure.low, figure.high) == (15, 10, 25)
 
 
 # --- verdicts ------------------------------------------------------------------------------------
