@@ -44,8 +44,10 @@ DEPTHS = (1, 32)
 #: A profile with fewer rows has too few samples: perf had not started in time.
 FEW = 8
 #: Goals of the project: transport's instructions over those of fio's io_uring_cmd.
-GOALS = {(lab.PASSTHROUGH, "interrupt"): 0.8, (lab.VFIO, "interrupt"): 0.25,
-         (lab.VFIO, "polled"): 0.25}  # fmt: skip
+GOALS = {
+    (lab.PASSTHROUGH, "interrupt"): 0.8, (lab.PASSTHROUGH, "polled"): 0.8,
+    (lab.IOPOLL, "polled"): 0.8, (lab.VFIO, "interrupt"): 0.25, (lab.VFIO, "polled"): 0.25,
+}  # fmt: skip
 
 
 @dataclass
@@ -165,7 +167,8 @@ def run_round(meter: Meter, bdf: str, ios: int) -> list[Count]:
             meter, lab.BARE_LOOP, "io_uring-cmd", depth, ios,
             lambda n, q=depth: lab.bare_words(ng, q, n, 0),
         )  # fmt: skip
-    found += count_udrv(meter, ng, lab.PASSTHROUGH, "io_uring-cmd", ["interrupt"], ios)
+    found += count_udrv(meter, ng, lab.PASSTHROUGH, "io_uring-cmd", ["interrupt", "poll"], ios)
+    found += count_udrv(meter, f"{ng}?iopoll=1", lab.IOPOLL, "io_uring-cmd", ["poll"], ios)
     found += count_udrv(meter, block, lab.BLOCK, "io_uring-block", ["interrupt"], ios)
     with lab.on_vfio(bdf):
         found += count_udrv(meter, f"pci:{bdf}", lab.VFIO, "vfio", ["interrupt", "poll"], ios)
@@ -191,11 +194,13 @@ def figures_of(counts: list[Count]) -> list[Figure]:
 
     Of each, the round that took least: what else a kernel does now and then only adds.
     """
-    look = cost_of_a_look(counts)
+    looks = {case: cost_of_a_look([c for c in counts if c.case == case]) for case in
+             {c.case for c in counts}}  # fmt: skip
     groups: dict[tuple[str, str, int, str], dict[int, list[tuple[float, float]]]] = {}
     for c in counts:
         runs = groups.setdefault((c.case, c.transport, c.depth, c.wait), {})
-        runs.setdefault(c.ios, []).append((c.taken - c.looks * look, c.looks * look))
+        in_vain = c.looks * looks[c.case]
+        runs.setdefault(c.ios, []).append((c.taken - in_vain, in_vain))
     found = []
     for (case, transport, depth, wait), runs in groups.items():
         few, many = sorted(runs)
@@ -300,8 +305,12 @@ def measure(ios: int, rounds: int, with_profile: bool) -> dict[str, Any]:
     finally:
         meter.close()
     return {
-        "ios": ios, "rounds": rounds, "look": cost_of_a_look(found), "kernel": info.kernel,
+        "ios": ios, "rounds": rounds, "kernel": info.kernel,
         "background": background,
+        "looks": {
+            case: cost_of_a_look([c for c in found if c.case == case])
+            for case in dict.fromkeys(c.case for c in found if c.looks)
+        },
         "figures": [asdict(figure) for figure in figures_of(found)],
         "profiles": profiles(bdf) if with_profile and shutil.which("perf") else {},
     }  # fmt: skip
@@ -353,8 +362,10 @@ def section(measured: dict[str, Any]) -> list[str]:
         "of a loop in the idle class which counts its turns (`benches/idle_loop.c`): the CPU never "
         f"sleeps. Linux {measured['kernel']}; with nobody doing anything it executes "
         f"{100 * measured['background']:.2f} % of the time for itself.",
-        f"- A polling thread's look takes {measured['look']:.0f} instructions (least squares over "
-        "all polled runs); what it looked in vain was subtracted, and stands in the last column.",
+        "- A polling thread's look takes "
+        + ", ".join(f"{n:,.0f} ({case})" for case, n in measured["looks"].items())
+        + " instructions (least squares over all its polled runs); what it looked in vain was "
+        "subtracted, and stands in the last column.",
         "- Batches are the device's: what completed together is reaped and submitted together, "
         "and an emulated CPU is slow beside its device, so that at depth 32 many do.",
         "- A read that is waited for asleep costs an interrupt, a wake-up and two switches, "

@@ -26,6 +26,7 @@ LBA_SHIFT, BLOCKS = 9, 1 << 21  # the first namespace of UDRVLAB0: 1 GiB in bloc
 
 #: Names of the cases, as the tables have them.
 VFIO, PASSTHROUGH, BLOCK = "udrv VFIO", "udrv /dev/ng0n1", "udrv /dev/nvme0n1"
+IOPOLL = "udrv /dev/ng0n1?iopoll=1"
 FIO_CMD, FIO_BLOCK = "fio io_uring_cmd", "fio io_uring"
 FIO_BEST = "fio io_uring_cmd, registered"
 T_IO_URING, BARE_LOOP = "t/io_uring -u1", "bare liburing loop"

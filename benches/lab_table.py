@@ -185,7 +185,7 @@ def section(measured: dict[str, Any], host: str) -> list[str]:
         *(
             ["- The CPU is emulated (TCG): the device model and the guest share the host's cores, "
              "so IOPS and latency are the emulator's. What compares is CPU time per I/O with "
-             "completions by interrupt, and better, the next section's counts."]
+             "completions by interrupt, and better, the counts under `--icount`."]
             if measured["accel"] == "tcg" else []
         ),
     ]  # fmt: skip

@@ -107,8 +107,9 @@ NOTES = {
         "nothing, does not reach 0.8 of fio either. Tried: handing over and sleeping in one system "
         "call instead of two, and no eventfd beside it. What is left above the bare loop: a time "
         "limit for each sleep (a timer armed and cancelled), eight looks at the clock (vDSO calls "
-        "here, a TSC read on a real machine), checks, trackers, histograms. Next: poll before "
-        "sleeping (`--wait hybrid`), or `?iopoll=1`, by the same count."
+        "here, a TSC read on a real machine), checks, trackers, histograms. By CPU time of the "
+        "job's thread, which leaves interrupts out, it is below 0.8 (`lab_table.py`). Next: poll "
+        "before sleeping (`--wait hybrid`), or `?iopoll=1`, by the same count."
     ),
     "VFIO, interrupt, depth 1": (
         "The driver's own part is the polled figure; the rest is a read that is waited for asleep: "
