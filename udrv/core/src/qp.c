@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include <udrv/barrier.h>
+#include <udrv/batch.h>
 
 #include "qp_priv.h"
 
@@ -128,18 +129,9 @@ static __attribute__((noinline, cold)) int why_refused(const struct udrv_qp *qp,
 							 const struct udrv_batch *b,
 							 const struct udrv_command *row)
 {
-	uint64_t nlb = row->nlb;
-	uint64_t len = nlb << b->lba_shift;
+	int ret = udrv_row_check(b, row, qp->max_transfer, 3);
 
-	if (row->opcode != NVME_CMD_READ && row->opcode != NVME_CMD_WRITE)
-		return -UDRV_EOPCODE;
-	if (!nlb || nlb > b->nsze || row->slba > b->nsze - nlb)
-		return -UDRV_ERANGE;
-	if (len > qp->max_transfer)
-		return -UDRV_ESIZE;
-	if (row->offset > b->len || len > b->len - row->offset)
-		return -UDRV_EBUFFER;
-	return -UDRV_EALIGN;
+	return ret ? ret : -UDRV_EALIGN;	/* 0: somebody wrote to the row meanwhile */
 }
 
 static inline uint8_t shape_opcode(uint64_t shape)
