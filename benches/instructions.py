@@ -62,7 +62,7 @@ class Figure:
 def build(folder: Path, checks: bool) -> Path:
     """The counted program, with the flags of the extension module."""
     program = folder / f"instructions-{checks:d}"
-    names = ("qp", "qp_reap", "qp_state", "wait", "clock", "hist")
+    names = ("qp", "qp_reap", "qp_recover", "qp_state", "wait", "clock", "hist")
     sources = [CORE / "src" / f"{name}.c" for name in names]
     subprocess.run(
         ["gcc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-fno-tree-slp-vectorize", "-g", "-pthread",

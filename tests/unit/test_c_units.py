@@ -11,7 +11,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).resolve().parent / "c"
-NAMES = ("qp.c", "qp_reap.c", "qp_state.c", "wait.c", "lane.c", "clock.c", "hist.c")
+NAMES = (
+    "qp.c", "qp_reap.c", "qp_recover.c", "qp_state.c", "queue.c", "wait.c", "lane.c", "clock.c",
+    "hist.c",
+)  # fmt: skip
 CORE = [ROOT / "udrv/core/src" / name for name in NAMES]
 FLAGS = [
     "-std=c11", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread",

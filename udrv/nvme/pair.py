@@ -17,6 +17,7 @@ from udrv.errors import (
     AlignmentError,
     BufferTooSmallError,
     ClosedError,
+    ControllerStateError,
     ForkedError,
     InvalidRequestError,
     LbaRangeError,
@@ -67,6 +68,9 @@ _ERRORS: dict[int, tuple[type[UdrvError], str, str | None]] = {
         "open the device again in the child",
     ),
     lib.UDRV_ECLOSED: (ClosedError, "the queue is closed", None),
+    lib.UDRV_EHALTED: (
+        ControllerStateError, "the controller is being reset", "try again when that is over",
+    ),
     lib.UDRV_EFULL: (QueueFullError, "no free command slot", "reap completions first"),
     lib.UDRV_EOPCODE: (
         InvalidRequestError,

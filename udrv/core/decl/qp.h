@@ -10,6 +10,8 @@
 #define UDRV_EINVAL ...
 #define UDRV_ETRANSPORT ...
 #define UDRV_EREADONLY ...
+#define UDRV_EHALTED ...
+#define UDRV_STATUS_ABORTED_BY_HOST ...
 #define UDRV_QP_SLOTS ...
 #define UDRV_QP_UNTIMED ...
 #define UDRV_QP_PRP_MAX_TRANSFER ...
@@ -151,3 +153,21 @@ int udrv_qp_quarantine(struct udrv_qp *qp, uint32_t slot);
 int udrv_qp_release_all(struct udrv_qp *qp);
 int udrv_qp_ring(struct udrv_qp *qp);
 void udrv_qp_close(struct udrv_qp *qp);
+int udrv_qp_halt(struct udrv_qp *qp);
+int udrv_qp_restart(struct udrv_qp *qp);
+void udrv_qp_resume(struct udrv_qp *qp);
+
+struct udrv_overdue {
+	uint64_t submit_ticks;
+	uint64_t age_ns;
+	uint64_t user_data;
+	uint64_t slba;
+	uint32_t len;
+	uint16_t cid;
+	uint8_t opcode;
+	...;
+};
+
+uint32_t udrv_qp_overdue(const struct udrv_qp *qp, const uint64_t *limits_ns,
+			 struct udrv_overdue *out, uint32_t max);
+uint32_t udrv_qp_unreaped(const struct udrv_qp *qp);

@@ -51,6 +51,10 @@ static int finish(struct udrv_lane *l)
 		ret = l->queue.ops->wait(l->queue.handle, &l->out, 1, 1, l->slice_ns, l->spin_ns);
 	while (ret == 1 && l->done.user_data != l->serial);	/* of one that was given up */
 	if (unlikely(ret != 1)) {	/* too slow, closed, or no wait: it may be in flight */
+		if (ret == -UDRV_EHALTED) {	/* whoever resets the controller waits for us */
+			l->parked = 1;
+			l->queue.ops->leave(l->queue.handle);
+		}
 		__atomic_store_n(&l->holder, (uint64_t)pthread_self(), __ATOMIC_RELAXED);
 		return ret ? ret : -UDRV_EAGAIN;
 	}
@@ -101,24 +105,48 @@ int udrv_lane_held(const struct udrv_lane *l, const struct udrv_batch *target)
 	       l->target == target && l->fork_generation == udrv_fork_generation;
 }
 
-int udrv_lane_wait(struct udrv_lane *l, const struct udrv_batch *target)
+/* Take the queue again after a reset. */
+static int unpark(struct udrv_lane *l)
 {
-	if (unlikely(l->fork_generation != udrv_fork_generation))
-		return -UDRV_EFORKED;
-	return udrv_lane_held(l, target) ? finish(l) : -UDRV_EBUSY;
+	int ret = l->parked ? l->queue.ops->enter(l->queue.handle) : 0;
+
+	if (!ret)
+		l->parked = 0;
+	return ret;
 }
 
-int udrv_lane_give_up(struct udrv_lane *l, const struct udrv_batch *target, uint16_t slot)
+int udrv_lane_wait(struct udrv_lane *l, const struct udrv_batch *target)
 {
-	int old = l->batch.slot;
+	int ret;
 
 	if (unlikely(l->fork_generation != udrv_fork_generation))
 		return -UDRV_EFORKED;
 	if (!udrv_lane_held(l, target))
 		return -UDRV_EBUSY;
+	ret = unpark(l);
+	return ret ? ret : finish(l);
+}
+
+int udrv_lane_give_up(struct udrv_lane *l, const struct udrv_batch *target, uint16_t slot)
+{
+	int ret, old = l->batch.slot;
+
+	if (unlikely(l->fork_generation != udrv_fork_generation))
+		return -UDRV_EFORKED;
+	if (!udrv_lane_held(l, target))
+		return -UDRV_EBUSY;
+	ret = unpark(l);
+	if (ret == -UDRV_EHALTED)
+		return ret;
+	l->batch.slot = slot;
+	if (ret) {	/* closed meanwhile: nobody will be told of anything */
+		l->parked = 0;
+		__atomic_store_n(&l->holder, 0, __ATOMIC_RELAXED);
+		__atomic_store_n(&l->state, UDRV_LANE_FREE, __ATOMIC_RELEASE);
+		return old;
+	}
 	/* inside still: nobody may be told of its completion, not even whoever comes next */
 	l->queue.ops->quarantine(l->queue.handle, (uint32_t)old);
-	l->batch.slot = slot;
 	leave(l);
 	return old;
 }

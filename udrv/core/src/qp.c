@@ -18,11 +18,12 @@ int udrv_qp_enter(struct udrv_qp *qp)
 		return -UDRV_EFORKED;
 	/* acquire: pairs with the release in udrv_qp_leave() of the previous owner */
 	if (unlikely(__atomic_exchange_n(&qp->owner, 1, __ATOMIC_ACQUIRE)))
-		return -UDRV_EBUSY;
+		return __atomic_load_n(&qp->closed, __ATOMIC_RELAXED) == UDRV_QP_HALTED ?
+		       -UDRV_EHALTED : -UDRV_EBUSY;
 	/* relaxed: a close that races with this call takes effect on the next one */
 	if (unlikely(__atomic_load_n(&qp->closed, __ATOMIC_RELAXED))) {
 		udrv_qp_leave(qp);
-		return -UDRV_ECLOSED;
+		return __udrv_qp_shut(qp);
 	}
 	return 0;
 }
@@ -35,7 +36,7 @@ void udrv_qp_leave(struct udrv_qp *qp)
 
 void udrv_qp_close(struct udrv_qp *qp)
 {
-	__atomic_store_n(&qp->closed, 1, __ATOMIC_RELAXED);
+	__atomic_store_n(&qp->closed, UDRV_QP_CLOSED, __ATOMIC_RELAXED);
 }
 
 /* --- submission -------------------------------------------------------------------------- */

@@ -22,4 +22,25 @@ static inline struct udrv_tracker *tracker_at(struct udrv_tracker *trackers, uin
 	return (struct udrv_tracker *)((char *)trackers + byte_offset);
 }
 
+/* Why a pair that is not open lets nobody in. */
+static inline int __udrv_qp_shut(const struct udrv_qp *qp)
+{
+	return __atomic_load_n(&qp->closed, __ATOMIC_RELAXED) == UDRV_QP_HALTED ? -UDRV_EHALTED
+										  : -UDRV_ECLOSED;
+}
+
+/* Give a command id back, and with it its claim on the slot's buffer. */
+static inline void free_tracker(struct udrv_qp *qp, uint32_t cid)
+{
+	struct udrv_tracker *t = &qp->trackers[cid];
+
+	t->state = UDRV_TRACKER_FREE;
+	qp->inflight--;
+	qp->slot_inflight[t->slot]--;
+	qp->free[qp->shared->nr_free++] = cid << CID_SHIFT;
+}
+
+/* Deliver commands that a reset ended, at most max rows. Return: how many. */
+int __udrv_qp_reap_aborted(struct udrv_qp *qp, struct udrv_completion *rows, uint32_t max);
+
 #endif /* UDRV_QP_PRIV_H */

@@ -4,17 +4,6 @@
 
 #include "qp_priv.h"
 
-/* Give a command id back, and with it its claim on the slot's buffer. */
-static inline void free_tracker(struct udrv_qp *qp, uint32_t cid)
-{
-	struct udrv_tracker *t = &qp->trackers[cid];
-
-	t->state = UDRV_TRACKER_FREE;
-	qp->inflight--;
-	qp->slot_inflight[t->slot]--;
-	qp->free[qp->shared->nr_free++] = cid << CID_SHIFT;
-}
-
 /* A completion that is not for a command in flight: count it, and index nothing. */
 static __attribute__((noinline, cold)) void anomaly(struct udrv_qp *qp, uint32_t cid,
 						      uint32_t sqid)
@@ -125,6 +114,8 @@ int __udrv_qp_reap(struct udrv_qp *qp, const struct udrv_completions *out, uint3
 	row = start;
 	if (unlikely(!max))
 		return 0;
+	if (unlikely(qp->flags & UDRV_QP_ABORTED))
+		return __udrv_qp_reap_aborted(qp, start, max);
 	do {
 		struct udrv_completion *timed = row;
 		uint32_t want = max - (uint32_t)(row - start);

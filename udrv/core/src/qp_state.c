@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <udrv/qp.h>
+#include "qp_priv.h"
 
 uint32_t udrv_fork_generation;
 
@@ -72,7 +72,7 @@ static int misaligned(const void *p, uintptr_t align)
 	return !p || ((uintptr_t)p & (align - 1));
 }
 
-static void reset_free_stack(struct udrv_qp *qp)
+static void fill_free_stack(struct udrv_qp *qp)
 {
 	uint32_t i;
 
@@ -159,7 +159,7 @@ int udrv_qp_init(struct udrv_qp *qp, const struct udrv_qp_config *c)
 	qp->free = (uint32_t *)((char *)sh + sh->free_offset);
 	qp->slots = (struct udrv_qp_slot *)((char *)sh + sh->slots_offset);
 	memset(qp->trackers, 0, qp->nr_trackers * sizeof(*qp->trackers));
-	reset_free_stack(qp);
+	fill_free_stack(qp);
 	return 0;
 }
 
@@ -210,8 +210,12 @@ int __udrv_qp_quarantine(struct udrv_qp *qp, uint32_t slot)
 	for (cid = 0; cid < qp->nr_trackers; cid++) {
 		struct udrv_tracker *t = &qp->trackers[cid];
 
-		if (t->state == UDRV_TRACKER_INFLIGHT &&
-		    (slot >= UDRV_QP_SLOTS || t->slot == slot)) {
+		if (slot < UDRV_QP_SLOTS && t->slot != slot)
+			continue;
+		if (t->state == UDRV_TRACKER_ABORTED) {
+			free_tracker(qp, cid);	/* the device is done with it, and so is its owner */
+			n++;
+		} else if (t->state == UDRV_TRACKER_INFLIGHT) {
 			t->state = UDRV_TRACKER_QUARANTINE;
 			n++;
 		}
@@ -247,7 +251,8 @@ int udrv_qp_release_all(struct udrv_qp *qp)
 	}
 	memset(qp->slot_inflight, 0, sizeof(qp->slot_inflight));
 	qp->inflight = 0;
-	reset_free_stack(qp);
+	qp->flags &= ~(uint32_t)UDRV_QP_ABORTED;
+	fill_free_stack(qp);
 	udrv_qp_leave(qp);
 	return n;
 }

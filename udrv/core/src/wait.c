@@ -7,6 +7,8 @@
 #include <udrv/barrier.h>
 #include <udrv/wait.h>
 
+#include "qp_priv.h"
+
 /* Rounds of polling between two looks at the clock. */
 #define SPIN_ROUNDS 32
 
@@ -89,7 +91,7 @@ int __udrv_qp_wait(struct udrv_qp *qp, const struct udrv_completions *out, uint3
 		if (now - start >= timeout_ns)
 			return (int)n;
 		if (unlikely(__atomic_load_n(&qp->closed, __ATOMIC_RELAXED)))
-			return n ? (int)n : -UDRV_ECLOSED;
+			return n ? (int)n : __udrv_qp_shut(qp);
 		if (qp->eventfd >= 0 && now - last >= spin_ns && spin_ns != UDRV_SPIN_ONLY) {
 			ret = sleep_on(qp->eventfd, patience(qp, now, timeout_ns - (now - start)));
 			if (ret < 0)

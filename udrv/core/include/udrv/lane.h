@@ -40,6 +40,8 @@ struct udrv_lane {
 	 */
 	uint32_t state;		/* enum udrv_lane_state */
 	uint32_t fork_generation;
+	uint32_t parked;	/* pending, and outside of the queue while its controller is reset */
+	uint32_t __reserved;
 };
 
 /* Make a lane of a queue and a slot of it. `slot` may be changed while the lane is lent or held. */
@@ -52,7 +54,8 @@ void udrv_lane_init(struct udrv_lane *lane, const struct udrv_queue *queue, uint
  * used.
  * Return: the status of its completion (0 is success; `done` is the rest of it); -UDRV_E*, after
  * which the lane is pending if udrv_lane_held(), and nothing is in flight if not. -UDRV_EAGAIN is
- * pending: call udrv_lane_wait(), or give up. -UDRV_EBUSY is not.
+ * pending: call udrv_lane_wait(), or give up; likewise -UDRV_EHALTED, once the reset of the
+ * controller is over. -UDRV_EBUSY is not.
  */
 int udrv_lane_run(struct udrv_lane *lane, const struct udrv_batch *target, uint32_t opcode,
 		  uint64_t slba, uint32_t nlb);
@@ -65,7 +68,8 @@ int udrv_lane_wait(struct udrv_lane *lane, const struct udrv_batch *target);
 
 /*
  * Let go of a pending lane, by the call that holds it, with the command in flight: it is put into
- * quarantine, and `slot` is for the next one. Return: the old slot, or -UDRV_E*.
+ * quarantine, and `slot` is for the next one. Return: the old slot, or -UDRV_E* (-UDRV_EHALTED: while
+ * the controller is reset; call again).
  */
 int udrv_lane_give_up(struct udrv_lane *lane, const struct udrv_batch *target, uint16_t slot);
 

@@ -44,6 +44,7 @@ enum udrv_qp_error {
 	UDRV_ETRANSPORT,	/* this transport cannot carry the command */
 	UDRV_EREADONLY,		/* a write to what was not checked for use, or is open for reading */
 	UDRV_EAGAIN,		/* not done yet: see lane.h */
+	UDRV_EHALTED,		/* the controller is being reset: try again when that is over */
 };
 
 enum udrv_tracker_state {
@@ -54,7 +55,15 @@ enum udrv_tracker_state {
 	 * buffer is used again until there is proof that the device let go of both.
 	 */
 	UDRV_TRACKER_QUARANTINE = 2,
+	/*
+	 * A reset of the controller ended it, so that the device is done with it; its owner is still
+	 * to be told, by a completion with UDRV_STATUS_ABORTED_BY_HOST.
+	 */
+	UDRV_TRACKER_ABORTED = 3,
 };
+
+/* Path Related Status, Command Aborted By Host (NVMe Base 2.0, figure 99): SCT 3h, SC 71h. */
+#define UDRV_STATUS_ABORTED_BY_HOST 0x371u
 
 /* One command in flight; its index is the command id (CID). Namespace and pool: see its slot. */
 struct udrv_tracker {
@@ -165,7 +174,7 @@ struct udrv_qp {
 
 	/* both sides */
 	uint32_t owner __cacheline_aligned;
-	uint32_t closed;
+	uint32_t closed;		/* enum udrv_qp_door */
 	uint32_t fork_generation;
 	uint32_t flags;			/* enum udrv_qp_flag */
 	uint32_t entries;
@@ -198,6 +207,14 @@ static_assert(sizeof(struct udrv_qp) % UDRV_CACHELINE == 0, "aligned_alloc() wan
 enum udrv_qp_flag {
 	UDRV_QP_UNTIMED = 1,	/* no timestamps: latency_ns is 0 */
 	UDRV_QP_HOW = 2,	/* doorbells are written as `how` says; set by udrv_qp_init() */
+	UDRV_QP_ABORTED = 4,	/* there are UDRV_TRACKER_ABORTED; set by udrv_qp_restart() */
+};
+
+/* Values of udrv_qp.closed. */
+enum udrv_qp_door {
+	UDRV_QP_OPEN = 0,
+	UDRV_QP_CLOSED,		/* for good: -UDRV_ECLOSED */
+	UDRV_QP_HALTED,		/* for the time of a reset: -UDRV_EHALTED */
 };
 
 /* What udrv_qp_init() needs; addresses are this process's. */
@@ -364,6 +381,53 @@ int udrv_qp_ring(struct udrv_qp *qp);
 
 /* From now on every call returns -UDRV_ECLOSED. Safe from any thread. */
 void udrv_qp_close(struct udrv_qp *qp);
+
+/*
+ * What a reset of the controller does to a queue pair (qp_recover.c), in this order, by one thread:
+ * halt, until nobody is inside; make sure that the device is disabled; restart; create the queues on
+ * the device again; resume. Meanwhile every other call returns -UDRV_EHALTED.
+ */
+
+/*
+ * Keep everybody out. Return: 0 when nobody is inside any more; -UDRV_EBUSY while somebody is (ring
+ * the eventfd and call again); -UDRV_ECLOSED if the pair was closed.
+ */
+int udrv_qp_halt(struct udrv_qp *qp);
+
+/*
+ * With proof that the device touches neither rings nor data any more: empty rings, indexes as at the
+ * beginning. Commands in flight become UDRV_TRACKER_ABORTED, which the next reaps deliver; those in
+ * quarantine are free. Shadow doorbells are the caller's to clear.
+ * Return: how many were in flight, or -UDRV_E* (-UDRV_EBUSY for a moment: call again).
+ */
+int udrv_qp_restart(struct udrv_qp *qp);
+
+/* Let them in again, unless the pair was closed meanwhile. */
+void udrv_qp_resume(struct udrv_qp *qp);
+
+/* A command that has been in flight for long. */
+struct udrv_overdue {
+	uint64_t submit_ticks;	/* with cid, tells it from every other command */
+	uint64_t age_ns;
+	uint64_t user_data;
+	uint64_t slba;
+	uint32_t len;
+	uint16_t cid;
+	uint8_t opcode;
+	uint8_t __reserved;
+};
+
+/*
+ * Commands in flight for longer than limits_ns[opcode] (0: no limit) whose completion is not in the
+ * ring, waiting to be reaped. From any thread, without the owner's exchange: what it finds while the
+ * owner is busy may be wrong, so only what two calls find is true. None on an untimed pair.
+ * Return: how many were written to `out`, at most max.
+ */
+uint32_t udrv_qp_overdue(const struct udrv_qp *qp, const uint64_t *limits_ns,
+			 struct udrv_overdue *out, uint32_t max);
+
+/* Completions in the ring that nobody reaped yet; as exact as udrv_qp_overdue(). */
+uint32_t udrv_qp_unreaped(const struct udrv_qp *qp);
 
 /* Take and give back the pair for a sequence of calls of the unlocked functions below. */
 int udrv_qp_enter(struct udrv_qp *qp);
