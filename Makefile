@@ -19,9 +19,9 @@ AARCH64_CC := aarch64-linux-gnu-gcc
 
 DEMO := 'soft:?size=1G&lba=4096' --rw randread --bs 4k --iodepth 32 --runtime 5
 
-# The order of RESULTS.md; what needs a quiet machine least comes first.
-BENCHES := instructions python_overhead async_overhead idle_cpu doorbells syscalls scaling \
-	lab_icount lab_table
+# What needs a quiet machine comes first; what only counts, last.
+BENCHES := python_overhead async_overhead idle_cpu scaling lab_table instructions doorbells \
+	syscalls lab_icount
 BENCHED := build/benches
 
 .PHONY: help demo bench test test-fast test-lab lint ext stubs system lab-kernel clean distclean

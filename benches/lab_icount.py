@@ -14,7 +14,8 @@ A polling thread has no idle time: it looks at the queue while the emulated devi
 generator counts its looks in vain; what one costs follows from runs that looked more and less often
 (least squares), and is subtracted. Both figures are printed.
 
---profile samples where the instructions go (perf, every 20 us of virtual time) at depth 32.
+--profile, or --write, samples where the instructions go as well (perf, every 100 us of virtual
+time).
 --write puts the table into benches/RESULTS.md.
 """
 
@@ -41,12 +42,13 @@ import numpy as np
 from bench_support import run_job, write_section
 
 DEPTHS = (1, 32)
+WAITS = ("interrupt", "hybrid", "poll")
 #: A profile with fewer rows has too few samples: perf had not started in time.
 FEW = 8
 #: Goals of the project: transport's instructions over those of fio's io_uring_cmd.
 GOALS = {
-    (lab.PASSTHROUGH, "interrupt"): 0.8, (lab.PASSTHROUGH, "polled"): 0.8,
-    (lab.IOPOLL, "polled"): 0.8, (lab.VFIO, "interrupt"): 0.25, (lab.VFIO, "polled"): 0.25,
+    **{(lab.PASSTHROUGH, wait): 0.8 for wait in ("interrupt", "hybrid", "polled")},
+    **{(lab.VFIO, wait): 0.25 for wait in ("interrupt", "hybrid", "polled")},
 }  # fmt: skip
 
 
@@ -92,6 +94,11 @@ class Meter:
     def __call__(self) -> int:
         return time.monotonic_ns() - 2 * int(self._count[0])
 
+    @property
+    def idle(self) -> int:
+        """Nanoseconds that the idle loop had."""
+        return 2 * int(self._count[0])
+
     def close(self) -> None:
         """Let the CPU idle again."""
         self._loop.kill()
@@ -101,7 +108,7 @@ class Meter:
 
 @dataclass
 class Count:
-    """One run: instructions of `ios` reads, and how often it looked in vain."""
+    """One run: instructions of `ios` reads, idle nanoseconds, and how often it looked in vain."""
 
     case: str
     transport: str
@@ -109,6 +116,7 @@ class Count:
     wait: str
     ios: int
     taken: int
+    idle: int
     looks: int = 0
 
 
@@ -125,9 +133,10 @@ def count_program(
     """A short and a long run of a program that is told how many reads to do."""
     found = []
     for n in ios_at(depth, ios):
-        before = meter()
+        before, idle = meter(), meter.idle
         done = subprocess.run(words(n), capture_output=True, text=True, check=False)
-        found.append(Count(case, transport, depth, "interrupt", n, meter() - before))
+        found.append(Count(case, transport, depth, "interrupt", n, meter() - before,
+                           meter.idle - idle))  # fmt: skip
         if done.returncode:
             raise SystemExit(f"{' '.join(words(n))} failed: {done.stderr}")
     return found
@@ -144,9 +153,11 @@ def count_udrv(
         for depth in DEPTHS:
             for wait in waits:
                 for n in ios_at(depth, ios):
+                    idle = meter.idle
                     taken, looks = run_job(ctrl, depth, wait, n, meter=meter)
                     name = "polled" if wait == "poll" else wait
-                    found.append(Count(case, transport, depth, name, n, taken, looks))
+                    found.append(Count(case, transport, depth, name, n, taken, meter.idle - idle,
+                                       looks if case != lab.IOPOLL else 0))  # fmt: skip
     return found
 
 
@@ -167,11 +178,11 @@ def run_round(meter: Meter, bdf: str, ios: int) -> list[Count]:
             meter, lab.BARE_LOOP, "io_uring-cmd", depth, ios,
             lambda n, q=depth: lab.bare_words(ng, q, n, 0),
         )  # fmt: skip
-    found += count_udrv(meter, ng, lab.PASSTHROUGH, "io_uring-cmd", ["interrupt", "poll"], ios)
+    found += count_udrv(meter, ng, lab.PASSTHROUGH, "io_uring-cmd", WAITS, ios)
     found += count_udrv(meter, f"{ng}?iopoll=1", lab.IOPOLL, "io_uring-cmd", ["poll"], ios)
     found += count_udrv(meter, block, lab.BLOCK, "io_uring-block", ["interrupt"], ios)
     with lab.on_vfio(bdf):
-        found += count_udrv(meter, f"pci:{bdf}", lab.VFIO, "vfio", ["interrupt", "poll"], ios)
+        found += count_udrv(meter, f"pci:{bdf}", lab.VFIO, "vfio", WAITS, ios)
     return found
 
 
@@ -180,7 +191,7 @@ def run_round(meter: Meter, bdf: str, ios: int) -> list[Count]:
 
 def cost_of_a_look(counts: list[Count]) -> float:
     """Instructions of a look in vain: by what runs that looked more often took more."""
-    polled = [c for c in counts if c.looks]
+    polled = [c for c in counts if c.looks and c.wait == "polled"]
     if not polled:
         return 0.0
     depths = sorted({c.depth for c in polled})
@@ -189,30 +200,41 @@ def cost_of_a_look(counts: list[Count]) -> float:
     return float(solution[len(depths)])
 
 
-def figures_of(counts: list[Count]) -> list[Figure]:
-    """Per I/O: what the long run took more than the short one, looks in vain left out.
+def per_io(runs: list[tuple[int, float, int]]) -> tuple[float, float, float]:
+    """(instructions of an I/O, the same of the round with the least and the most), of one case.
 
-    Of each, the round that took least: what else a kernel does now and then only adds.
+    `runs` are (I/Os, instructions, idle nanoseconds). While a program waits, time goes on: timer
+    ticks, threads of the kernel, a load generator that looks at its clock. How long it waits is the
+    emulator's affair, and so what comes with time is told from what comes with I/Os: least squares
+    over instructions = a * I/Os + b * idle time + c, b from 0 up.
     """
+    rows = np.array([(ios, idle, 1) for ios, _, idle in runs], float)
+    taken = np.array([t for _, t, _ in runs])
+    of_idle = max(0.0, float(np.linalg.lstsq(rows, taken, None)[0][1]))
+    taken = taken - of_idle * rows[:, 1]
+    few, many = rows[:, 0].min(), rows[:, 0].max()
+    short, long = taken[rows[:, 0] == few], taken[rows[:, 0] == many]
+    rounds = (long - short) / (many - few)
+    middle = (np.median(long) - np.median(short)) / (many - few)
+    return float(middle), float(rounds.min()), float(rounds.max())
+
+
+def figures_of(counts: list[Count]) -> list[Figure]:
+    """What an I/O takes, by case: looks in vain and what comes with time are left out."""
     looks = {case: cost_of_a_look([c for c in counts if c.case == case]) for case in
              {c.case for c in counts}}  # fmt: skip
-    groups: dict[tuple[str, str, int, str], dict[int, list[tuple[float, float]]]] = {}
+    groups: dict[tuple[str, str, int, str], list[Count]] = {}
     for c in counts:
-        runs = groups.setdefault((c.case, c.transport, c.depth, c.wait), {})
-        in_vain = c.looks * looks[c.case]
-        runs.setdefault(c.ios, []).append((c.taken - in_vain, in_vain))
+        groups.setdefault((c.case, c.transport, c.depth, c.wait), []).append(c)
     found = []
     for (case, transport, depth, wait), runs in groups.items():
-        few, many = sorted(runs)
-        rounds = [
-            (long[0] - short[0]) / (many - few)
-            for short, long in zip(runs[few], runs[many], strict=True)
-        ]
-        least = (min(runs[many])[0] - min(runs[few])[0]) / (many - few)
-        spinning = statistics.median(s / many for _, s in runs[many])
+        middle, low, high = per_io(
+            [(c.ios, c.taken - c.looks * looks[c.case], c.idle) for c in runs]
+        )
+        spinning = statistics.median(c.looks * looks[c.case] / c.ios for c in runs)
         found.append(Figure(
-            case, transport, depth, 4096, round(least), wait, round(spinning),
-            round(min(rounds)), round(max(rounds)), UDRV if case.startswith("udrv") else [],
+            case, transport, depth, 4096, round(middle), wait, round(spinning),
+            round(low), round(high), UDRV if case.startswith("udrv") else [],
         ))  # fmt: skip
     return found
 
@@ -334,7 +356,7 @@ def table(figures: list[Figure]) -> list[str]:
         lines.append(
             f"| {f.depth} | {f.case} | {f.wait} | {f.instructions_per_io:,.0f} "
             f"({f.low:,.0f} to {f.high:,.0f}) | {ratio:.2f} | {said} "
-            f"| {f'{f.spinning:,.0f}' if f.wait == 'polled' else ''} |"
+            f"| {f'{f.spinning:,.0f}' if f.wait != 'interrupt' else ''} |"
         )
     return lines
 
@@ -352,7 +374,7 @@ def section(measured: dict[str, Any]) -> list[str]:
         "",
         f"4 KiB random reads under `udrv-lab run --icount`, {measured['rounds']} rounds of "
         f"{measured['ios']:,} against {3 * measured['ios']:,} I/Os (at depth 32 four times as "
-        "many), the least of each. "
+        "many), medians. "
         f"{datetime.datetime.now(datetime.UTC).date()}, `python benches/lab_icount.py --write`.",
         "",
         *table(figures),
@@ -366,6 +388,10 @@ def section(measured: dict[str, Any]) -> list[str]:
         + ", ".join(f"{n:,.0f} ({case})" for case, n in measured["looks"].items())
         + " instructions (least squares over all its polled runs); what it looked in vain was "
         "subtracted, and stands in the last column.",
+        "- What comes with time and not with I/Os (timer ticks, a load generator's look at the "
+        "clock) is told apart by how long the runs were idle, and left out. With `?iopoll=1` the "
+        "kernel looks for completions, and how often nobody says: its row has all that is executed "
+        "while the device works.",
         "- Batches are the device's: what completed together is reaped and submitted together, "
         "and an emulated CPU is slow beside its device, so that at depth 32 many do.",
         "- A read that is waited for asleep costs an interrupt, a wake-up and two switches, "
@@ -395,6 +421,7 @@ def main() -> None:
     options = parser.parse_args()
     from udrv.lab.info import in_guest
 
+    options.profile |= options.write
     if in_guest():
         measured = measure(options.ios, options.rounds, options.profile)
         lab.hand_over(measured)

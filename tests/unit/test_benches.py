@@ -118,7 +118,7 @@ def test_a_profile_leaves_idle_time_out() -> None:
 def test_looks_in_vain_are_told_from_the_ios_they_waited_for() -> None:
     counts = [
         lab_icount.Count("udrv VFIO", "vfio", depth, "polled", ios,
-                         10_000 + each * ios + 309 * looks, looks)
+                         10_000 + each * ios + 309 * looks, 0, looks)
         for depth, each in ((1, 1600), (32, 480))
         for ios, looks in ((1500, 9000), (4500, 20_000), (1500, 7000), (4500, 31_000))
     ]  # fmt: skip
@@ -126,13 +126,24 @@ def test_looks_in_vain_are_told_from_the_ios_they_waited_for() -> None:
     assert [f.instructions_per_io for f in lab_icount.figures_of(counts)] == [1600, 480]
 
 
-def test_the_round_that_was_disturbed_least_counts() -> None:
+def test_what_comes_with_time_is_told_from_what_comes_with_ios() -> None:
     counts = [
-        lab_icount.Count("fio", "io_uring-cmd", 1, "interrupt", ios, taken)
-        for ios, taken in ((100, 5_000), (300, 7_000), (100, 4_000), (300, 9_000))
-    ]
+        lab_icount.Count("fio", "io_uring-cmd", 1, "interrupt", ios,
+                         4_000 + 15 * ios + idle // 100, idle)
+        for ios, idle in ((100, 40_000), (300, 990_000), (100, 90_000), (300, 50_000))
+    ]  # fmt: skip
     (figure,) = lab_icount.figures_of(counts)
-    assert (figure.instructions_per_io, figure.low, figure.high) == (15, 10, 25)
+    assert (figure.instructions_per_io, figure.low, figure.high) == (15, 15, 15)
+
+
+def test_the_median_of_the_rounds_counts() -> None:
+    counts = [
+        lab_icount.Count("fio", "io_uring-cmd", 1, "interrupt", ios, taken, 0)
+        for ios, taken in ((100, 5_000), (300, 7_000), (100, 5_000), (300, 9_000), (100, 5_000),
+                           (300, 8_000))
+    ]  # fmt: skip
+    (figure,) = lab_icount.figures_of(counts)
+    assert (figure.instructions_per_io, figure.low, figure.high) == (15, 10, 20)
 
 
 # --- verdicts ------------------------------------------------------------------------------------
