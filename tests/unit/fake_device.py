@@ -37,6 +37,8 @@ class FakeMapper:
 class FakeArea:
     """The doorbells, in plain memory."""
 
+    gone = False
+
     def __init__(self, log: list[str], offset: int, size: int) -> None:
         from udrv.core import ffi
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).resolve().parent / "c"
 NAMES = (
     "qp.c", "qp_reap.c", "qp_recover.c", "qp_state.c", "queue.c", "wait.c", "lane.c", "clock.c",
-    "hist.c",
+    "hist.c", "sigbus.c",
 )  # fmt: skip
 CORE = [ROOT / "udrv/core/src" / name for name in NAMES]
 FLAGS = [

@@ -55,6 +55,10 @@ class Registers:
                 return self._device.mmap_area(BAR0, offset, size)
         return None
 
+    def _vanished(self) -> bool:
+        areas = (self._registers, self._doorbells)
+        return any(area is not None and area.gone for area in areas)
+
     def close(self) -> None:
         """Unmap; doorbell addresses are invalid from then on."""
         with self._lock:
@@ -69,8 +73,13 @@ class Registers:
         return self._registers is not None
 
     def read32(self, offset: int) -> int:
-        """A 32-bit register. All ones are returned as they are: see `check_alive`."""
+        """A 32-bit register. All ones are returned as they are: see `check_alive`.
+
+        All ones too where a mapped part of the BAR vanished, although messages may still work.
+        """
         with self._lock:
+            if self._vanished():
+                return ALL_ONES_32
             if self._registers is not None:
                 at = ffi.cast("void *", self._registers.address + offset)
                 return int(lib.udrv_mmio_read32(at))
@@ -148,10 +157,19 @@ class Registers:
         """Raise `DeviceGoneError` if the device is gone.
 
         All ones in CSTS alone prove nothing (a register may read so for a moment); the vendor id
-        in configuration space must read all ones too.
+        in configuration space must read all ones too. A mapped BAR that vanished does.
         """
         if self.read32(_CSTS) != ALL_ONES_32:
             return
+        if self._vanished():
+            raise DeviceGoneError(
+                "its memory vanished while it was mapped (SIGBUS): the device was removed, "
+                "revoked or switched off, or the server cut the file of its region short",
+                state=state,
+                device=self._device.name,
+                mend="close it and open it again when it is back; a vfio-user server is faulty "
+                "if it does this",
+            )
         if int.from_bytes(self._device.read(CONFIG, 0, 2), "little") == 0xFFFF:
             raise DeviceGoneError(
                 "registers and configuration space read all ones",

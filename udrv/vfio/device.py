@@ -85,6 +85,10 @@ class MappedArea(Protocol):
     def address(self) -> int:
         """Virtual address of the first mapped byte."""
 
+    @property
+    def gone(self) -> bool:
+        """Whether its memory vanished (a SIGBUS was met): all of it counts as lost, for good."""
+
     def close(self) -> None:
         """Unmap; idempotent."""
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from udrv.core import sigbus
 from udrv.core._core import lib
 from udrv.errors import (
     ClosedError,
@@ -39,6 +40,7 @@ class KernelMappedArea:
 
     def __init__(self, mapping: abi.Mapping, offset: int, size: int, lead: int) -> None:
         self._mapping = mapping
+        self._watch = sigbus.watch(mapping.address, lead + size)
         self._offset = offset
         self._size = size
         self._lead = lead
@@ -67,10 +69,16 @@ class KernelMappedArea:
             raise ClosedError("the area is unmapped", mend="map it again")
         return self._mapping.address + self._lead
 
+    @property
+    def gone(self) -> bool:
+        """Whether the BAR vanished: revoked, its device removed, asleep or switched off."""
+        return self._watch.gone
+
     def close(self) -> None:
         """Unmap; idempotent, and nothing in a forked child."""
         if not self._closed and os.getpid() == self._owner:
             self._closed = True
+            self._watch.close()
             self._mapping.close()
 
 
@@ -199,7 +207,11 @@ class KernelDevice:
                 )
             except OSError as error:
                 raise call_error(error, f"mapping region {index}", self._name) from error
-            area = KernelMappedArea(mapping, offset, size, lead)
+            try:
+                area = KernelMappedArea(mapping, offset, size, lead)
+            except BaseException:
+                mapping.close()
+                raise
             self._areas.append(area)
         return area
 

@@ -11,6 +11,7 @@ import os
 import stat
 import time
 
+from udrv.core import sigbus
 from udrv.errors import AlignmentError, ClosedError, InvalidRequestError, UdrvError, VfioError
 from udrv.vfio import user_proto as proto
 from udrv.vfio.user_channel import REPLY_TIMEOUT_S, Channel
@@ -27,8 +28,8 @@ class UserMappedArea:
         # device node, a touch is a SIGBUS.
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise ValueError("it is no regular file")
-        # And the size stays, where the server allows it (a memfd made for sealing). Servers that
-        # offer a plain file have to be trusted not to cut it; see docs/limits.md.
+        # And the size stays, where the server allows it (a memfd made for sealing). Of a plain
+        # file, what the server cuts off later is noticed by the watch below.
         with contextlib.suppress(OSError):
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         self._map = mmap.mmap(fd, size, offset=file_offset)
@@ -36,6 +37,11 @@ class UserMappedArea:
         self._size = size
         # The buffer export ends with the temporary, or close() would be refused.
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        try:
+            self._watch = sigbus.watch(self._address, size)
+        except BaseException:
+            self._map.close()
+            raise
         self._closed = False
 
     @property
@@ -55,9 +61,15 @@ class UserMappedArea:
             raise ClosedError("the mapped area is closed")
         return self._address
 
+    @property
+    def gone(self) -> bool:
+        """Whether the server cut its file short."""
+        return self._watch.gone
+
     def close(self) -> None:
         """Unmap; idempotent."""
         self._closed = True
+        self._watch.close()
         self._map.close()
 
 
