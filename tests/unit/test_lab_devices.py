@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from udrv.errors import LabError
 from udrv.lab.devices import (
     DEFAULT_DEVICES,
+    DeviceSpec,
     NamespaceSpec,
     NvmeSpec,
+    SoftSpec,
     VfioUserSpec,
     format_device,
     format_size,
@@ -24,6 +26,7 @@ from udrv.lab.devices import (
 )
 from udrv.lab.kernel import Kernel
 from udrv.lab.qemu import PORTS, Machine, Qemu, check_devices, command_line, memory_mib
+from udrv.soft.options import NamespaceOptions, SoftOptions
 from udrv.units import parse_size
 
 LBA_SIZES = st.sampled_from([1 << s for s in range(9, 17)])
@@ -55,8 +58,20 @@ NVME = st.builds(
 SOCKETS = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1)
 
 
-@given(NVME | st.builds(VfioUserSpec, SOCKETS))
-def test_what_is_formatted_is_parsed_back(spec: NvmeSpec | VfioUserSpec) -> None:
+SOFT = st.builds(
+    SoftOptions,
+    namespaces=st.lists(
+        st.builds(NamespaceOptions, st.just(512), st.integers(1, 1 << 40).map(lambda n: n * 512)),
+        min_size=1, max_size=4).map(tuple),
+    nn=st.integers(4, 9),
+    queues=st.integers(1, 128),
+    serial=st.text(PRINTABLE, min_size=1, max_size=20),
+    trap_doorbells=st.booleans(),
+)
+
+
+@given(NVME | st.builds(VfioUserSpec, SOCKETS) | st.builds(SoftSpec, SOFT))
+def test_what_is_formatted_is_parsed_back(spec: DeviceSpec) -> None:
     assert parse_device(format_device(spec)) == spec
 
 
@@ -80,6 +95,7 @@ def test_sizes_round_trip(size: int) -> None:
     [
         ("floppy", "no device model"),
         ("vfio-user:", "no socket"),
+        ("soft:?lba=1", "512 or 4096"),
         ("nvme,ns=513:1G", "power of two"),
         ("nvme,ns=512:1000", "multiple of 512"),
         ("nvme,ns=512:0", "positive multiple"),
@@ -201,6 +217,11 @@ def test_qemu_without_vfio_user_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Qemu, "has_device", lambda *_: False)
     with pytest.raises(LabError, match=r"version 0 has no vfio-user-pci.*--qemu"):
         check_devices(QEMU, place([VfioUserSpec("/x")], tmp_path))
+
+
+def test_a_controller_of_our_own_has_its_serial_and_an_id_that_tells_it(tmp_path: Path) -> None:
+    placed = place([VfioUserSpec("/x", SoftOptions(serial="S")), VfioUserSpec("/y")], tmp_path)
+    assert [(d.id, d.serial) for d in placed] == [("soft0", "S"), ("vfiouser1", None)]
 
 
 @pytest.mark.parametrize(("text", "mib"), [("2048", 2048), ("512M", 512), ("4G", 4096)])

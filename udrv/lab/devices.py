@@ -3,7 +3,7 @@
 
 Grammar (sizes take K, M, G or T, powers of 1024)::
 
-    DEVICE    = "nvme" { "," OPTION } | "vfio-user:" SOCKET
+    DEVICE    = "nvme" { "," OPTION } | "soft:" [ "?" SOFT ] | "vfio-user:" SOCKET
     OPTION    = "serial=" S             up to 20 printable ASCII characters, no comma
               | "ns=" NS { "+" NS }     namespaces 1, 2, ...; default 512:1G; "ns=none": none
               | "zns" | "zone=" SIZE | "ms=" BYTES | "pi=" 0..3
@@ -16,6 +16,7 @@ Grammar (sizes take K, M, G or T, powers of 1024)::
               | "subsys=" NAME          devices of one NAME share a subsystem and its namespaces
     NS        = LBA ":" SIZE { ":" NSOPTION }          LBA: 512, 1024, ... 65536 bytes
     NSOPTION  = "zns" | "zone=" SIZE | "ms=" BYTES | "pi=" 0..3
+    SOFT      = the options of our own controller, as in a target (udrv.soft.options)
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from udrv.errors import LabError
+from udrv.errors import LabError, TargetError
+from udrv.soft.options import SoftOptions, parse_options
 from udrv.units import parse_size
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -65,14 +67,23 @@ class NvmeSpec:
 
 @dataclass(frozen=True)
 class VfioUserSpec:
-    """A PCI device served by another process over vfio-user."""
+    """A PCI device served by another process over vfio-user; `soft` if it is ours."""
 
     socket: str
+    soft: SoftOptions | None = None
 
 
-DeviceSpec = NvmeSpec | VfioUserSpec
+@dataclass(frozen=True)
+class SoftSpec:
+    """Our own controller, which the laboratory starts and ends."""
 
-DEFAULT_DEVICES: tuple[DeviceSpec, ...] = (
+    options: SoftOptions
+
+
+MachineSpec = NvmeSpec | VfioUserSpec  #: what QEMU can be told of
+DeviceSpec = MachineSpec | SoftSpec
+
+DEFAULT_DEVICES: tuple[MachineSpec, ...] = (
     NvmeSpec(
         serial="UDRVLAB0",
         namespaces=(NamespaceSpec(512, 1 << 30), NamespaceSpec(4096, 1 << 30)),
@@ -84,8 +95,8 @@ DEFAULT_DEVICES: tuple[DeviceSpec, ...] = (
 def _bad(text: str, why: str) -> LabError:
     return LabError(
         f"--device {text!r}: {why}",
-        mend="the form is nvme,serial=S,ns=512:1G+4096:512M,... or vfio-user:SOCKET; "
-        "docs/lab.md has the whole grammar",
+        mend="the form is nvme,serial=S,ns=512:1G+4096:512M,..., soft:?OPTIONS or "
+        "vfio-user:SOCKET; docs/lab.md has the whole grammar",
     )
 
 
@@ -194,6 +205,11 @@ def parse_device(text: str) -> DeviceSpec:
         if not socket or "\0" in socket:
             raise _bad(text, "no socket is named")
         return VfioUserSpec(socket)
+    if text.startswith("soft:"):
+        try:
+            return SoftSpec(parse_options(text.removeprefix("soft:").removeprefix("?")))
+        except TargetError as error:
+            raise _bad(text, str(error)) from None
     model, *options = text.split(",")
     if model != "nvme":
         raise _bad(text, f"{model!r} is no device model of the lab")
@@ -207,6 +223,8 @@ def format_device(spec: DeviceSpec) -> str:
     """The text that `parse_device` reads as `spec`."""
     if isinstance(spec, VfioUserSpec):
         return f"vfio-user:{spec.socket}"
+    if isinstance(spec, SoftSpec):
+        return f"soft:?{spec.options}"
     parts = ["nvme"]
     if spec.serial is not None:
         parts.append(f"serial={spec.serial}")
@@ -237,7 +255,7 @@ class PlacedDevice:
 
     id: str
     slot: int
-    spec: DeviceSpec
+    spec: MachineSpec
     serial: str | None
     nsids: tuple[int, ...]
     images: tuple[Path, ...]
@@ -246,7 +264,7 @@ class PlacedDevice:
 FIRST_SLOT, LAST_SLOT = 0x08, 0x1E  # 0x1f is q35's own LPC bridge; below 8 lie the virtio devices
 
 
-def place(specs: Sequence[DeviceSpec], disks: Path) -> list[PlacedDevice]:
+def place(specs: Sequence[MachineSpec], disks: Path) -> list[PlacedDevice]:
     """Give each device an id, a root port and disk files under `disks`; `LabError` if too many."""
     if len(specs) > LAST_SLOT - FIRST_SLOT + 1:
         raise LabError(
@@ -258,7 +276,8 @@ def place(specs: Sequence[DeviceSpec], disks: Path) -> list[PlacedDevice]:
     for index, spec in enumerate(specs):
         slot = FIRST_SLOT + index
         if isinstance(spec, VfioUserSpec):
-            placed.append(PlacedDevice(f"vfiouser{index}", slot, spec, None, (), ()))
+            kind, serial = ("vfiouser", None) if spec.soft is None else ("soft", spec.soft.serial)
+            placed.append(PlacedDevice(f"{kind}{index}", slot, spec, serial, (), ()))
             continue
         if spec.sriov and spec.subsys is None:
             # QEMU wants a subsystem for virtual functions; this one is the device's own.

@@ -13,12 +13,12 @@ import platform
 import re
 import shutil
 import struct
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from udrv.errors import LabError
+from udrv.lab.apt import output_of, private_state, replace_tree, sandbox, unpack
 from udrv.lab.cache import cache_dir, locked
 
 PACKAGES = ("qemu-system-x86", "busybox-static")
@@ -49,21 +49,6 @@ class Kernel:
     modules: Path | None
 
 
-def _run(argv: Sequence[str], *, cwd: Path | None = None) -> str:
-    """Standard output of a command; `LabError` with its error output when it fails."""
-    try:
-        done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=False)
-    except FileNotFoundError as error:
-        raise LabError(
-            f"{argv[0]} is not installed",
-            mend="the laboratory needs Debian or Ubuntu; elsewhere use --kernel PATH",
-        ) from error
-    if done.returncode:
-        tail = (done.stderr or done.stdout).strip()[-800:]
-        raise LabError(f"'{' '.join(argv)}' failed with status {done.returncode}: {tail}")
-    return done.stdout
-
-
 def newest(names: Iterator[str] | Sequence[str]) -> tuple[str, tuple[str, ...]] | None:
     """(image package, companions) of the newest kernel among package names, or None."""
     names = list(names)
@@ -76,20 +61,11 @@ def newest(names: Iterator[str] | Sequence[str]) -> tuple[str, tuple[str, ...]] 
 
 
 def _find_package(apt: Sequence[str]) -> tuple[str, tuple[str, ...]] | None:
-    listing = _run(["apt-cache", *apt, "pkgnames", "linux-image-"]).split()
+    listing = output_of(["apt-cache", *apt, "pkgnames", "linux-image-"]).split()
     listing = [name for name in listing if newest([name])]
     # pkgnames lists names that are merely mentioned somewhere, too: keep what can be downloaded.
-    known = _run(["apt-cache", *apt, "show", "--no-all-versions", *listing]) if listing else ""
+    known = output_of(["apt-cache", *apt, "show", "--no-all-versions", *listing]) if listing else ""
     return newest(re.findall(r"^Package: (\S+)$", known, re.MULTILINE))
-
-
-def _private_apt(cache: Path) -> list[str]:
-    """Options for an apt state of the lab's own, on the system's sources and keys."""
-    state = cache / "apt"
-    for part in ("lists/partial", "archives/partial"):
-        (state / part).mkdir(parents=True, exist_ok=True)
-    return ["-o", f"Dir::State::lists={state}/lists", "-o", f"Dir::Cache={state}",
-            "-o", f"Dir::Cache::archives={state}/archives"]
 
 
 def _choose(cache: Path, say: Callable[[str], None]) -> tuple[list[str], str, tuple[str, ...]]:
@@ -101,8 +77,8 @@ def _choose(cache: Path, say: Callable[[str], None]) -> tuple[list[str], str, tu
     if package is not None:
         return [], *package
     say("the package lists hold no kernel for the lab: reading them anew, in the lab's own state")
-    apt = _private_apt(cache)
-    _run(["apt-get", *apt, "-qq", "update"])
+    apt = private_state(cache / "apt")
+    output_of(["apt-get", *apt, "-qq", "update"])
     package = _find_package(apt)
     if package is None:
         raise LabError(
@@ -121,7 +97,7 @@ def _unpack_hot(modules: Path) -> None:
             if packed.suffix == ".xz":
                 plain.write_bytes(lzma.decompress(packed.read_bytes()))
             elif packed.suffix == ".zst":
-                _run(["zstd", "-q", "-d", "-f", str(packed), "-o", str(plain)])
+                output_of(["zstd", "-q", "-d", "-f", str(packed), "-o", str(plain)])
             else:
                 continue
             packed.unlink()
@@ -131,7 +107,7 @@ def depmod(root: Path, release: str) -> None:
     """Write the module indexes below `root`/lib/modules/`release`."""
     tool = shutil.which("depmod", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     argv = [tool] if tool else [str(find_busybox()), "depmod"]
-    _run([*argv, "-b", str(root), release])
+    output_of([*argv, "-b", str(root), release])
 
 
 def find_busybox() -> Path:
@@ -152,13 +128,10 @@ def _fetch_into(target: Path, cache: Path, say: Callable[[str], None]) -> None:
     downloads.mkdir(parents=True)
     try:
         say(f"downloading {image}")
-        # _apt, apt's sandbox user, cannot write below a private home: say so by not using it.
-        sandbox = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
-        _run(["apt-get", *apt, *sandbox, "-q", "download", image, *companions], cwd=downloads)
+        output_of(["apt-get", *apt, *sandbox(), "-q", "download", image, *companions],
+                  cwd=downloads)
         unpacked = downloads / "root"
-        for package in sorted(downloads.glob("*.deb")):
-            say(f"unpacking {package.name}")
-            _run(["dpkg-deb", "-x", str(package), str(unpacked)])
+        unpack(downloads, unpacked, say)
         if not (unpacked / "lib/modules").is_dir() and (unpacked / "usr/lib/modules").is_dir():
             (unpacked / "lib").mkdir(exist_ok=True)
             (unpacked / "usr/lib/modules").rename(unpacked / "lib/modules")
@@ -170,8 +143,7 @@ def _fetch_into(target: Path, cache: Path, say: Callable[[str], None]) -> None:
         depmod(unpacked, kernel.release)
         for useless in ("usr/share", "usr/lib"):
             shutil.rmtree(unpacked / useless, ignore_errors=True)
-        shutil.rmtree(target, ignore_errors=True)
-        unpacked.rename(target)
+        replace_tree(target, unpacked)
     finally:
         shutil.rmtree(downloads, ignore_errors=True)
 

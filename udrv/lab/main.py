@@ -15,8 +15,10 @@ from udrv import stdio
 from udrv._version import __version__
 from udrv.errors import LabError
 from udrv.lab import kernel as kernels
+from udrv.lab import newer_qemu
 from udrv.lab import run as runs
 from udrv.lab.devices import DeviceSpec, parse_device
+from udrv.lab.qemu import find_qemu
 from udrv.lab.vm import LabTimeoutError
 from udrv.program import Debug
 
@@ -68,8 +70,9 @@ KernelOption = Annotated[
 ]
 Device = Annotated[
     list[str] | None,
-    typer.Option("--device", help="One more device: nvme,serial=S,ns=512:1G+4096:512M,zns,... or "
-                 "vfio-user:SOCKET. May be given several times."),
+    typer.Option("--device", help="One more device: nvme,serial=S,ns=512:1G+4096:512M,zns,..., "
+                 "soft:?OPTIONS (our own controller) or vfio-user:SOCKET. May be given several "
+                 "times."),
 ]
 NoDefaults = Annotated[
     bool, typer.Option("--no-default-devices", help="Only the devices of --device.")
@@ -79,7 +82,8 @@ KeepDisks = Annotated[
 ]
 QemuOption = Annotated[
     str | None,
-    typer.Option(help="Another QEMU: its path, or the root directory that it is installed in."),
+    typer.Option(help="Another QEMU: its path, the root directory that it is installed in, or "
+                 "fetched: that of fetch-qemu."),
 ]
 Append = Annotated[str, typer.Option(help="More kernel parameters.")]
 NoIommu = Annotated[bool, typer.Option("--no-iommu", help="A machine without an IOMMU.")]
@@ -226,6 +230,21 @@ def fetch(
     """Put the stock kernel into the cache; nothing is installed."""
     kernel = kernels.fetch(refresh=refresh, say=_say)
     _say(f"kernel {kernel.release} is in {kernel.image.parent.parent}")
+
+
+@app.command("fetch-qemu")
+def fetch_qemu(
+    refresh: Annotated[bool, typer.Option("--refresh", help="Even if the cache has one.")] = False,
+    mirror: Annotated[
+        str | None, typer.Option(help="The Debian archive; by default the machine's own mirror.")
+    ] = None,
+) -> None:
+    """Put a QEMU with vfio-user-pci into the cache, for soft: and vfio-user: devices.
+
+    It is Debian's, from the backports; nothing is installed, and no privilege is needed.
+    """
+    root = newer_qemu.fetch_qemu(refresh=refresh, mirror=mirror, say=_say)
+    _say(f"{find_qemu(str(root)).version} is in {root}")
 
 
 def main() -> None:

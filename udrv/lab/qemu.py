@@ -18,6 +18,7 @@ from udrv.lab.devices import NvmeSpec, PlacedDevice, VfioUserSpec
 from udrv.lab.kernel import INSTALL_LINE, Kernel
 
 _BINARY = "qemu-system-x86_64"
+VFIO_USER = "vfio-user-pci"
 PORTS = ("ctl", "out", "err", "report", "qmp")
 
 JsonObject = dict[str, Any]
@@ -32,9 +33,15 @@ class Qemu:
     version: str
 
     def has_device(self, name: str) -> bool:
-        """Whether `-device help` lists the model `name`."""
-        listing = _output([*self.argv, "-device", "help"], self.environment)
-        return f'name "{name}"' in listing
+        """Whether it has the device model `name`.
+
+        The model is asked for by its name: a list of all models loads every module, and QEMU, run
+        from another root, falls back on the system's own directory for modules it lacks, whose
+        modules are not of its build.
+        """
+        listing = _output([*self.argv, "-machine", "none", "-device", f"{name},help"],
+                          self.environment)
+        return listing.startswith(f"{name} options:")
 
 
 def _output(argv: Sequence[str], environment: Mapping[str, str]) -> str:
@@ -148,7 +155,7 @@ def replug_is_whole(device: PlacedDevice) -> bool:
 def plug_arguments(device: PlacedDevice) -> JsonObject:
     """What QMP `device_add` takes to plug this device in (again)."""
     if isinstance(device.spec, VfioUserSpec):
-        return {"driver": "vfio-user-pci", "id": device.id, "bus": f"port-{device.id}",
+        return {"driver": VFIO_USER, "id": device.id, "bus": f"port-{device.id}",
                 "socket": {"type": "unix", "path": str(Path(device.spec.socket).absolute())}}
     return _nvme_objects(device, device.spec)[1]
 
@@ -284,10 +291,11 @@ def command_line(qemu: Qemu, machine: Machine) -> list[str]:
 def check_devices(qemu: Qemu, devices: Sequence[PlacedDevice]) -> None:
     """Refuse what this QEMU cannot do, with the mend, before it is started."""
     users = [d.spec for d in devices if isinstance(d.spec, VfioUserSpec)]
-    if users and not qemu.has_device("vfio-user-pci"):
+    if users and not qemu.has_device(VFIO_USER):
         raise LabError(
-            f"{qemu.version} has no vfio-user-pci device",
-            mend="name a newer QEMU (10.1 or later) with --qemu PATH, or --qemu ROOT-DIRECTORY",
+            f"{qemu.version} has no {VFIO_USER} device",
+            mend="say --qemu fetched, or name a newer QEMU (10.1 or later): --qemu PATH or "
+            "--qemu ROOT-DIRECTORY",
         )
     for spec in users:
         if not Path(spec.socket).is_socket():

@@ -21,20 +21,29 @@ from udrv.errors import LabError
 from udrv.lab import image, kernel_log
 from udrv.lab.accel import choose_accel
 from udrv.lab.cache import cache_dir, locked, run_dir
-from udrv.lab.devices import DEFAULT_DEVICES, DeviceSpec, PlacedDevice, VfioUserSpec, place
+from udrv.lab.devices import (
+    DEFAULT_DEVICES,
+    DeviceSpec,
+    MachineSpec,
+    NvmeSpec,
+    PlacedDevice,
+    VfioUserSpec,
+    place,
+)
 from udrv.lab.kernel import Kernel, resolve
+from udrv.lab.newer_qemu import resolve_qemu
 from udrv.lab.qemu import (
     PORTS,
     Machine,
     Qemu,
     check_devices,
     command_line,
-    find_qemu,
     make_disks,
     memory_mib,
     plug_arguments,
     replug_is_whole,
 )
+from udrv.lab.soft import serving
 from udrv.lab.vm import BootError, Guest, Limits, MarkedStream, Sink, started
 
 GUEST_OUT = "/run/udrv-lab/out"
@@ -141,7 +150,9 @@ def _device_file(kernel: Kernel, accel: str, devices: Sequence[PlacedDevice]) ->
             "plug": plug_arguments(device),
             "replug": replug_is_whole(device),
         }
-        if not isinstance(spec, VfioUserSpec):
+        if isinstance(spec, VfioUserSpec):
+            entry["namespaces"] = _soft_namespaces(spec)
+        else:
             mates = [device] if spec.subsys is None else [
                 d for d in devices
                 if not isinstance(d.spec, VfioUserSpec) and d.spec.subsys == spec.subsys]
@@ -156,9 +167,20 @@ def _device_file(kernel: Kernel, accel: str, devices: Sequence[PlacedDevice]) ->
     return json.dumps(described, indent=1) + "\n"
 
 
+def _soft_namespaces(spec: VfioUserSpec) -> list[dict[str, object]]:
+    if spec.soft is None:  # somebody else's device: what it has is not known
+        return []
+    return [
+        {"nsid": nsid, "lba_size": ns.lba, "metadata": 0, "pi": 0, "zone_size": None,
+         "size": Path(ns.file).stat().st_size if ns.size is None and ns.file else ns.size}
+        for nsid, ns in enumerate(spec.soft.namespaces, 1)
+    ]
+
+
 def _settings(kernel: Kernel, devices: Sequence[PlacedDevice], mode: str, end: str) -> str:
     size = shutil.get_terminal_size()
-    count = sum(len(d.nsids) for d in devices)
+    count = sum(len(_soft_namespaces(d.spec)) if isinstance(d.spec, VfioUserSpec)
+                else len(d.nsids) for d in devices)
     values = {
         "LAB_MODE": mode,
         "LAB_MODULES": str(kernel.modules.resolve()) if kernel.modules else "",
@@ -171,13 +193,14 @@ def _settings(kernel: Kernel, devices: Sequence[PlacedDevice], mode: str, end: s
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
 
 
-def _place_devices(config: LabConfig, folder: Path, stack: ExitStack) -> list[PlacedDevice]:
+def _place_devices(
+    config: LabConfig, specs: Sequence[MachineSpec], folder: Path, stack: ExitStack
+) -> list[PlacedDevice]:
     disks = folder
     if config.keep_disks:
         disks = cache_dir() / "disks"
         disks.mkdir(exist_ok=True)
         stack.enter_context(locked(disks / "lock"))
-    specs = (*(DEFAULT_DEVICES if config.default_devices else ()), *config.devices)
     devices = place(specs, disks)
     make_disks(devices, keep=config.keep_disks)
     return devices
@@ -207,7 +230,9 @@ def run(
     config = config or LabConfig()
     if not command:
         raise LabError("there is no command to run", mend="give one after --")
-    qemu = find_qemu(config.qemu)
+    wanted = (*(DEFAULT_DEVICES if config.default_devices else ()), *config.devices)
+    vfio_user = any(not isinstance(spec, NvmeSpec) for spec in wanted)
+    qemu = resolve_qemu(config.qemu, vfio_user=vfio_user, say=say)
     kernel = resolve(config.kernel, say=say)
     accel = choose_accel(qemu, kernel, config.accel, icount=config.icount, say=say)
     out = config.out.absolute() if config.out else Path(tempfile.mkdtemp(prefix="udrv-lab-out-"))
@@ -215,7 +240,8 @@ def run(
     mark = f"\x01udrv-lab-end-{secrets.token_hex(8)}\x01"
     with ExitStack() as stack:
         folder = stack.enter_context(run_dir())
-        devices = _place_devices(config, folder, stack)
+        specs, _ = stack.enter_context(serving(wanted, say))
+        devices = _place_devices(config, specs, folder, stack)
         check_devices(qemu, devices)
         initramfs = folder / "initramfs"
         image.write(initramfs, image.build(
@@ -229,8 +255,7 @@ def run(
             cpus=1 if config.icount else config.cpus, memory_mib=memory_mib(config.memory),
             devices=devices, out=out, iommu=config.iommu, icount=config.icount,
             terminal=terminal, append=config.append,
-            shared_memory=config.shared_memory
-            or any(isinstance(d.spec, VfioUserSpec) for d in devices),
+            shared_memory=config.shared_memory or vfio_user,
         )
         for attempt in range(1, _BOOTS + 1):
             say(f"booting {kernel.release} "

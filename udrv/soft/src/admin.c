@@ -159,7 +159,7 @@ static const struct admin_command {
 	[NV_ADM_CREATE_CQ] = { create_cq, SUPPORTED, true },
 	[NV_ADM_IDENTIFY] = { identify, SUPPORTED, true },
 	[NV_ADM_ABORT] = { abort_command, SUPPORTED, true },
-	[NV_ADM_SET_FEATURES] = { soft_set_feature, SUPPORTED | NV_EFFECT_CONTROLLER, true },
+	[NV_ADM_SET_FEATURES] = { soft_set_feature, SUPPORTED, true },
 	[NV_ADM_GET_FEATURES] = { soft_get_feature, SUPPORTED, true },
 	[NV_ADM_ASYNC_EVENT] = { async_event, SUPPORTED, true },
 	[NV_ADM_NS_MANAGEMENT] = { soft_ns_management, NAMESPACES, false },

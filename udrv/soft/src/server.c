@@ -192,8 +192,9 @@ static int region_info(struct udrv_soft *c, struct conn *conn)
 	}
 	info.flags |= VU_REGION_FLAG_MMAP | VU_REGION_FLAG_CAPS;
 	info.argsz += (uint32_t)sizeof(cap);
+	/* In a cut reply, too: QEMU refuses the flag without an offset before it looks at argsz. */
+	info.cap_offset = sizeof(info);
 	if (room >= info.argsz) {
-		info.cap_offset = sizeof(info);
 		reply_with(conn, &info, sizeof(info));
 		reply_with(conn, &cap, sizeof(cap));
 		conn->out_fd = c->doorbell_fd;
