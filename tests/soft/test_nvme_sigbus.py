@@ -140,5 +140,6 @@ def test_threads_that_ring_at_once_all_end(server: Server) -> None:
     for t in threads:
         t.join(60)
     assert len(seen) == 4
-    assert all(isinstance(e, errors.ControllerError) for e in seen), seen
+    # one that asked the server between its stop and the cut got no answer from it
+    assert all(isinstance(e, errors.ControllerError | errors.VfioError) for e in seen), seen
     check_gone(server, server.ctrl.smart_log)
