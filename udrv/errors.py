@@ -354,6 +354,21 @@ class FaultScriptError(UdrvError, ValueError):
         self.place = place
 
 
+# --- detectors -----------------------------------------------------------------------------------
+
+
+class DetectorError(UdrvError, ValueError):
+    """A detector, or what it was given or said, is not as `udrv.ml.detector` has it."""
+
+
+class VerdictError(UdrvError, ValueError):
+    """This is no verdict: the message names the field."""
+
+
+class DataSetError(UdrvError, ValueError):
+    """A data set or a recording cannot be read, or is not what it is named."""
+
+
 # --- the laboratory ------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from udrv._version import __version__
-from udrv.cli import binding, data, inspect, listing, soft
+from udrv.cli import binding, data, detect, inspect, listing, soft
 from udrv.cli.simulate import simulate
 from udrv.program import Debug, ErrorGroup
 from udrv.stdio import run
@@ -54,6 +54,8 @@ app.command("write")(data.write)
 app.command("bind")(binding.bind)
 app.command("unbind")(binding.unbind)
 app.command("simulate")(simulate)
+app.command("detectors")(detect.detectors)
+app.command("evaluate")(detect.evaluate)
 app.add_typer(soft.app, name="soft")
 
 

@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`evidence`: the default detector. Is this drive's mean latency that of its peers, at equal load?
+
+For each step: r = log(latency / median of the group), x = log(load / median of the group). r is
+cut off at a few widths of the group's distribution, so that no single step counts for much.
+
+After each tick, over the whole fleet:
+
+1. *Load.* The slope of r on x is taken from how both move together *within* drives (a fault that
+   keeps a drive slow does not bias it), per group, drawn towards the fleet's. What the drive's own
+   mean load explains is subtracted.
+2. *Place.* Drives in the same slot of all hosts share what the slot does (a model of drive, a
+   lane): the median over groups is subtracted.
+3. *Noise.* How well a drive's mean is known is estimated by batch means at several lengths (the
+   longest that has enough batches, if it is the largest: noise that lasts a day is not averaged out
+   by an hour of rows), drawn towards its group's. What healthy drives differ by for good is the
+   spread over the fleet beyond that.
+4. *Decision.* offset / sqrt(spread^2 + noise^2) is compared with that of all drives of the fleet:
+   the middle of them gives the healthy distribution (an empirical null: Efron, "Large-Scale
+   Simultaneous Hypothesis Testing", JASA 2004), an exponential tail gives the probability that a
+   healthy drive is so far out. A drive is slow when that is below the false-alarm target and the
+   slowdown is worth telling.
+
+The bounds on false alarms are those of step 4: nothing is tuned to a cluster, the fleet at hand
+calibrates it without labels. Statistics cost some numbers a drive; no history is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from udrv.ml.detector import Detector, Needs, StateValue
+from udrv.ml.fleet_null import fleet_log10_p, robust_spread
+from udrv.ml.peers import log_ratio
+from udrv.ml.threshold import TARGET
+from udrv.ml.verdict import Verdict
+from udrv.ml.window import WindowBatch
+
+Array = npt.NDArray[np.float64]
+
+#: Parts that a tick is cut into, so that one tick tells of noise already.
+_PARTS: Final = 3
+#: Lengths of batch means, in parts of a tick: with ticks of 15 minutes 5 and 15 minutes, 1, 3 h.
+_LENGTHS: Final = (1, 3, 12, 36)
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceConfig:
+    """Constants of `evidence`; none of them was chosen by labels (docs/detection.md).
+
+    target: probability that a healthy drive is flagged at one look.
+    release: a verdict is taken back when that probability has risen above so many targets.
+    min_slowdown: a smaller ratio to the peers is not worth a verdict, however certain.
+    clip: r is cut off at so many robust standard deviations of the group's, at least `clip_floor`
+        (a factor of two).
+    own_weight: how many batches of the group's a drive's own noise is drawn towards.
+    half_life: ticks after which old evidence counts half.
+    """
+
+    target: float = TARGET
+    release: float = 10.0
+    min_slowdown: float = 1.1
+    clip: float = 5.0
+    clip_floor: float = 0.7
+    own_weight: float = 8.0
+    half_life: float = 960.0
+
+
+class _Table:
+    """Growing columns of numbers per drive."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.columns: dict[str, Array] = {}
+        for name in ("n", "r", "raw", "x"):
+            self.columns[name] = np.zeros(0)
+        for length in range(len(_LENGTHS)):
+            for name in ("part_n", "part_r", "batches", "mean", "square"):
+                self.columns[f"{name}{length}"] = np.zeros(0)
+        self.columns["first"] = np.full(0, -1.0)
+
+    def grow(self, size: int) -> None:
+        for name, column in self.columns.items():
+            fill = -1.0 if name == "first" else 0.0
+            self.columns[name] = np.concatenate([column, np.full(size - self.size, fill)])
+        self.size = size
+
+    def __getitem__(self, name: str) -> Array:
+        return self.columns[name]
+
+
+class Evidence(Detector):
+    """See the module's text."""
+
+    name, version = "evidence", "1"
+    needs = Needs(columns=("mean_ns",))
+    config: EvidenceConfig
+
+    def __init__(self, config: EvidenceConfig | None = None) -> None:
+        super().__init__(config or EvidenceConfig())
+        self._table = _Table()
+        self._names: list[str] = []
+        self._groups: list[str] = []
+        self._members: list[npt.NDArray[np.intp]] = []
+        self._slope = np.zeros((0, 2))  # per group: sum of x*r, sum of x*x, within drives
+        self._looked: list[tuple[int, Array, Array, Array, Array]] = []
+        self._score = np.zeros(0)
+        self._part_count = 0
+
+    # --- one group, one tick -------------------------------------------------------------------
+
+    def on_tick(self, batch: WindowBatch) -> Sequence[Verdict]:
+        at = self._group(batch)
+        if not len(batch):
+            return ()
+        logs = log_ratio(batch.matrix(batch.mean_ns()))
+        load = self._load(batch)
+        known = ~np.isnan(logs)
+        whole = bool(known.all())
+        if not whole:
+            logs = np.where(known, logs, np.float32(0))
+        width = 1.4826 * float(np.median(np.abs(logs if whole else logs[known])))
+        limit = np.float32(max(self.config.clip * width, self.config.clip_floor))
+        cut = np.clip(logs, -limit, limit)
+        starts = self._parts(batch.steps)
+        if whole:
+            count = np.diff([*starts, batch.steps])[:, None] * np.ones(logs.shape[1])
+        else:
+            count = np.add.reduceat(known.astype(np.float64), starts, axis=0)
+        sums = np.add.reduceat(cut, starts, axis=0, dtype=np.float64)
+        raw = logs.sum(axis=0, dtype=np.float64)
+        total = count.sum(axis=0)
+        loads = np.zeros_like(total)
+        if load is not None:
+            loads = load.sum(axis=0, dtype=np.float64)
+            self._learn_slope(at, cut, load, sums=sums.sum(axis=0), loads=loads, total=total)
+        self._looked.append((at, count, sums, raw, loads))
+        return ()
+
+    def _group(self, batch: WindowBatch) -> int:
+        try:
+            at = self._groups.index(batch.group)
+        except ValueError:
+            at = len(self._groups)
+            first = len(self._names)
+            self._groups.append(batch.group)
+            self._names.extend(batch.devices)
+            self._table.grow(len(self._names))
+            self._members.append(np.arange(first, len(self._names)))
+            self._slope = np.concatenate([self._slope, np.zeros((1, 2))])
+        return at
+
+    @staticmethod
+    def _parts(steps: int) -> list[int]:
+        if steps < 2 * _PARTS:
+            return [0]
+        return [steps * part // _PARTS for part in range(_PARTS)]
+
+    @staticmethod
+    def _load(batch: WindowBatch) -> npt.NDArray[np.float32] | None:
+        for name in ("depth_mean", "bytes_per_s"):
+            if name in batch.columns:
+                values = batch.matrix(batch.columns[name])
+                load = np.clip(log_ratio(values), np.float32(-2), np.float32(2))
+                return np.nan_to_num(load, copy=False, nan=0.0)
+        return None
+
+    def _learn_slope(
+        self, at: int, cut: npt.NDArray[np.float32], load: npt.NDArray[np.float32],
+        *, sums: Array, loads: Array, total: Array,
+    ) -> None:  # fmt: skip
+        share = 1 / np.maximum(total, 1)
+        product = np.einsum("ij,ij->j", cut, load) - sums * loads * share
+        square = np.einsum("ij,ij->j", load, load) - loads * loads * share
+        # the median drive, so that no drive in trouble decides
+        self._slope[at] += np.median(product), np.median(square)
+
+    # --- the fleet -----------------------------------------------------------------------------
+
+    def on_period(self, end_ns: int) -> Sequence[Verdict]:
+        if not self._looked:
+            return ()
+        self._accumulate()
+        offset, noise, fresh = self._offsets()
+        spread = robust_spread(offset[fresh], noise[fresh])
+        z = offset / np.sqrt(spread**2 + noise**2)
+        log10_p = np.zeros(len(offset))
+        log10_p[fresh] = fleet_log10_p(z[fresh])
+        self._score = -log10_p
+        return self._decide(end_ns, offset, noise, spread=spread, log10_p=log10_p, fresh=fresh)
+
+    def _accumulate(self) -> None:
+        table, config = self._table, self.config
+        keep = 0.5 ** (1 / config.half_life)
+        for name, column in table.columns.items():
+            if not name.startswith(("part", "first")):
+                np.multiply(column, keep, out=column)
+        self._slope *= keep
+        for at, count, sums, raw, loads in self._looked:
+            who = self._members[at]
+            table["n"][who] += count.sum(axis=0)
+            table["r"][who] += sums.sum(axis=0)
+            table["raw"][who] += raw
+            table["x"][who] += loads
+        parts = max(len(count) for _, count, *_ in self._looked)
+        size = table.size
+        for part in range(parts):
+            n, r = np.zeros(size), np.zeros(size)
+            for at, count, sums, *_ in self._looked:
+                if part < len(count):
+                    who = self._members[at]
+                    n[who], r[who] = count[part], sums[part]
+            self._batch_means(n, r)
+        self._looked.clear()
+
+    def _batch_means(self, n: Array, r: Array) -> None:
+        """Add a part to the batch being filled at each length; close those that are full."""
+        table = self._table
+        self._part_count += 1
+        for index, length in enumerate(_LENGTHS):
+            part_n, part_r = table[f"part_n{index}"], table[f"part_r{index}"]
+            part_n += n
+            part_r += r
+            if self._part_count % length:
+                continue
+            full = part_n > 0
+            mean = part_r[full] / part_n[full]
+            table[f"batches{index}"][full] += 1
+            table[f"mean{index}"][full] += mean
+            table[f"square{index}"][full] += mean * mean
+            part_n[:] = 0
+            part_r[:] = 0
+
+    def _offsets(self) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
+        """Each drive's offset beyond load and place, its standard error, and who has data."""
+        table = self._table
+        n = table["n"]
+        fresh = n > 0
+        share = 1 / np.maximum(n, 1e-9)
+        offset = table["r"] * share
+        slope = self._slopes()
+        load = np.clip(table["x"] * share, -0.7, 0.7)
+        offset = offset - slope * load
+        offset -= self._places(offset, fresh)
+        return offset, np.sqrt(self._noise()), fresh
+
+    def _slopes(self) -> Array:
+        both = self._slope
+        mean = both.mean(axis=0)
+        if mean[1] <= 0:
+            return np.zeros(self._table.size)
+        fleet = mean[0] / mean[1]
+        drawn = np.clip((both[:, 0] + fleet * mean[1]) / (both[:, 1] + mean[1]), 0.0, 1.0)
+        return np.repeat(drawn, [len(who) for who in self._members])
+
+    def _places(self, offset: Array, fresh: npt.NDArray[np.bool_]) -> Array:
+        """The median over groups of each slot, drawn towards none where groups are few."""
+        slots: dict[str, list[int]] = {}
+        for at, name in enumerate(self._names):
+            if fresh[at]:
+                slots.setdefault(name.rpartition("/")[2], []).append(at)
+        out = np.zeros(len(offset))
+        for rows in slots.values():
+            if len(rows) >= 8:
+                out[rows] = np.median(offset[rows]) * len(rows) / (len(rows) + 8)
+        return out
+
+    def _noise(self) -> Array:
+        """Variance of each drive's mean: the largest over the lengths of batches."""
+        table, weight = self._table, self.config.own_weight
+        out = np.zeros(table.size)
+        for index in range(len(_LENGTHS)):
+            batches = table[f"batches{index}"]
+            enough = batches >= 2.5
+            if not enough.any():
+                continue
+            safe = np.maximum(batches, 1e-9)
+            mean = table[f"mean{index}"] / safe
+            variance = np.maximum(table[f"square{index}"] / safe - mean * mean, 0.0)
+            variance *= safe / np.maximum(safe - 1, 1e-9)
+            pooled = np.zeros(table.size)
+            for who in self._members:
+                have = who[enough[who]]
+                pooled[who] = np.median(variance[have]) if len(have) else 0.0
+            drawn = (weight * pooled + (batches - 1) * variance) / (weight + batches - 1)
+            np.maximum(out, np.where(enough, drawn / safe, 0.0), out=out)
+        return out
+
+    def _decide(
+        self, end_ns: int, offset: Array, noise: Array, *, spread: float, log10_p: Array,
+        fresh: npt.NDArray[np.bool_],
+    ) -> Sequence[Verdict]:  # fmt: skip
+        config, first = self.config, self._table["first"]
+        target = math.log10(config.target)
+        worth = math.log(config.min_slowdown)
+        held = first >= 0
+        start = fresh & (log10_p < target) & (offset > worth)
+        stay = held & (log10_p < target + math.log10(config.release)) & (offset > 0.8 * worth)
+        now = start | stay
+        first[~now] = -1
+        first[start & ~held] = end_ns
+        raw = self._table["raw"] / np.maximum(self._table["n"], 1e-9)
+        out = []
+        for at in np.flatnonzero(now).tolist():
+            slowdown = max(float(raw[at]), float(offset[at]))
+            out.append(self.verdict(
+                self._names[at], kind="slow", severity=1 - math.exp(-slowdown),
+                confidence=1 - 10 ** float(log10_p[at]), first_ns=int(first[at]), last_ns=end_ns,
+                evidence={
+                    "statistic": "mean log ratio to peers at equal load",
+                    "value": float(offset[at]), "standard_error": float(noise[at]),
+                    "fleet_spread": spread, "log10_p": float(log10_p[at]),
+                    "threshold_log10_p": target, "slowdown": math.exp(slowdown),
+                    "baseline": "peers", "windows": round(float(self._table["n"][at])),
+                },
+            ))  # fmt: skip
+        return out
+
+    def scores(self) -> Mapping[str, float]:
+        return dict(zip(self._names, self._score.tolist(), strict=False))
+
+    def state(self) -> dict[str, StateValue]:
+        return {
+            "names": list(self._names), "groups": list(self._groups),
+            "sizes": np.array([len(who) for who in self._members], np.int64),
+            "slope": self._slope.copy(), "parts": self._part_count,
+            **{name: column.copy() for name, column in self._table.columns.items()},
+        }  # fmt: skip
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._names, self._groups = list(state["names"]), list(state["groups"])
+        ends = np.cumsum(state["sizes"])
+        self._members = [
+            np.arange(end - size, end) for end, size in zip(ends, state["sizes"], strict=True)
+        ]
+        self._slope = np.array(state["slope"])
+        self._part_count = int(state["parts"])
+        self._table.size = len(self._names)
+        self._table.columns = {name: np.array(state[name]) for name in self._table.columns}
