@@ -95,6 +95,18 @@ class _Table:
         return self.columns[name]
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a group's tick came to; all but the first two are per device."""
+
+    group: int
+    rows: npt.NDArray[np.intp]
+    count: Array  # (parts, devices)
+    sums: Array  # (parts, devices)
+    raw: Array
+    loads: Array
+
+
 class Evidence(Detector):
     """See the module's text."""
 
@@ -106,10 +118,12 @@ class Evidence(Detector):
         super().__init__(config or EvidenceConfig())
         self._table = _Table()
         self._names: list[str] = []
-        self._groups: list[str] = []
-        self._members: list[npt.NDArray[np.intp]] = []
+        self._row: dict[str, int] = {}
+        self._groups: dict[str, int] = {}
+        self._devices: list[tuple[str, ...]] = []  # per group, as it named them last
+        self._members: list[npt.NDArray[np.intp]] = []  # their rows in the table
         self._slope = np.zeros((0, 2))  # per group: sum of x*r, sum of x*x, within drives
-        self._looked: list[tuple[int, Array, Array, Array, Array]] = []
+        self._looked: list[_Seen] = []
         self._score = np.zeros(0)
         self._part_count = 0
 
@@ -120,66 +134,81 @@ class Evidence(Detector):
         if not len(batch):
             return ()
         logs = log_ratio(batch.matrix(batch.mean_ns()))
-        load = self._load(batch)
         known = ~np.isnan(logs)
         whole = bool(known.all())
         if not whole:
             logs = np.where(known, logs, np.float32(0))
-        width = 1.4826 * float(np.median(np.abs(logs if whole else logs[known])))
+        size = np.abs(logs if whole else logs[known]).reshape(-1)
+        if not len(size):
+            return ()  # nobody had a peer
+        width = 1.4826 * float(np.partition(size, len(size) // 2)[len(size) // 2])
         limit = np.float32(max(self.config.clip * width, self.config.clip_floor))
-        cut = np.clip(logs, -limit, limit)
-        starts = self._parts(batch.steps)
-        if whole:
-            count = np.diff([*starts, batch.steps])[:, None] * np.ones(logs.shape[1])
-        else:
-            count = np.add.reduceat(known.astype(np.float64), starts, axis=0)
-        sums = np.add.reduceat(cut, starts, axis=0, dtype=np.float64)
-        raw = logs.sum(axis=0, dtype=np.float64)
+        cut = np.minimum(np.maximum(logs, -limit), limit)
+        sums, count = self._parts(cut, known, whole)
         total = count.sum(axis=0)
         loads = np.zeros_like(total)
+        load = self._load(batch)
         if load is not None:
-            loads = load.sum(axis=0, dtype=np.float64)
+            loads = load.sum(axis=0).astype(np.float64)
             self._learn_slope(at, cut, load, sums=sums.sum(axis=0), loads=loads, total=total)
-        self._looked.append((at, count, sums, raw, loads))
+        raw = logs.sum(axis=0).astype(np.float64)
+        self._looked.append(_Seen(at, self._members[at], count, sums, raw, loads))
         return ()
 
     def _group(self, batch: WindowBatch) -> int:
-        try:
-            at = self._groups.index(batch.group)
-        except ValueError:
-            at = len(self._groups)
-            first = len(self._names)
-            self._groups.append(batch.group)
-            self._names.extend(batch.devices)
-            self._table.grow(len(self._names))
-            self._members.append(np.arange(first, len(self._names)))
+        """The group's number; its devices have rows in the table from now on."""
+        names = tuple(batch.devices)
+        at = self._groups.setdefault(batch.group, len(self._devices))
+        if at == len(self._devices):
+            self._devices.append(())
+            self._members.append(np.zeros(0, np.intp))
             self._slope = np.concatenate([self._slope, np.zeros((1, 2))])
+        if self._devices[at] != names:
+            for name in names:
+                if self._row.setdefault(name, len(self._names)) == len(self._names):
+                    self._names.append(name)
+            self._table.grow(len(self._names))
+            self._devices[at] = names
+            self._members[at] = np.array([self._row[name] for name in names], np.intp)
         return at
 
     @staticmethod
-    def _parts(steps: int) -> list[int]:
+    def _parts(
+        cut: npt.NDArray[np.float32], known: npt.NDArray[np.bool_], whole: bool
+    ) -> tuple[Array, Array]:
+        """Sums and counts of values of the tick's parts: (parts, devices)."""
+        steps, devices = cut.shape
         if steps < 2 * _PARTS:
-            return [0]
-        return [steps * part // _PARTS for part in range(_PARTS)]
+            starts = [0]
+        elif whole and not steps % _PARTS:
+            sums = cut.reshape(_PARTS, -1, devices).sum(axis=1).astype(np.float64)
+            return sums, np.full((_PARTS, devices), float(steps // _PARTS))
+        else:
+            starts = [steps * part // _PARTS for part in range(_PARTS)]
+        sums = np.add.reduceat(cut, starts, axis=0, dtype=np.float64)
+        return sums, np.add.reduceat(known, starts, axis=0, dtype=np.float64)
 
     @staticmethod
     def _load(batch: WindowBatch) -> npt.NDArray[np.float32] | None:
         for name in ("depth_mean", "bytes_per_s"):
             if name in batch.columns:
-                values = batch.matrix(batch.columns[name])
-                load = np.clip(log_ratio(values), np.float32(-2), np.float32(2))
-                return np.nan_to_num(load, copy=False, nan=0.0)
+                load = log_ratio(batch.matrix(batch.columns[name]))
+                load = np.minimum(np.maximum(load, np.float32(-2)), np.float32(2))
+                return load if batch.dense else np.nan_to_num(load, copy=False, nan=0.0)
         return None
 
     def _learn_slope(
         self, at: int, cut: npt.NDArray[np.float32], load: npt.NDArray[np.float32],
         *, sums: Array, loads: Array, total: Array,
     ) -> None:  # fmt: skip
-        share = 1 / np.maximum(total, 1)
-        product = np.einsum("ij,ij->j", cut, load) - sums * loads * share
-        square = np.einsum("ij,ij->j", load, load) - loads * loads * share
+        share = loads / np.maximum(total, 1)
+        product = np.einsum("ij,ij->j", cut, load) - sums * share
+        square = np.einsum("ij,ij->j", load, load) - loads * share
         # the median drive, so that no drive in trouble decides
-        self._slope[at] += np.median(product), np.median(square)
+        product.sort()
+        square.sort()
+        middle = len(product) // 2
+        self._slope[at] += product[middle], square[middle]
 
     # --- the fleet -----------------------------------------------------------------------------
 
@@ -202,20 +231,16 @@ class Evidence(Detector):
             if not name.startswith(("part", "first")):
                 np.multiply(column, keep, out=column)
         self._slope *= keep
-        for at, count, sums, raw, loads in self._looked:
-            who = self._members[at]
-            table["n"][who] += count.sum(axis=0)
-            table["r"][who] += sums.sum(axis=0)
-            table["raw"][who] += raw
-            table["x"][who] += loads
-        parts = max(len(count) for _, count, *_ in self._looked)
-        size = table.size
-        for part in range(parts):
-            n, r = np.zeros(size), np.zeros(size)
-            for at, count, sums, *_ in self._looked:
-                if part < len(count):
-                    who = self._members[at]
-                    n[who], r[who] = count[part], sums[part]
+        for seen in self._looked:
+            table["n"][seen.rows] += seen.count.sum(axis=0)
+            table["r"][seen.rows] += seen.sums.sum(axis=0)
+            table["raw"][seen.rows] += seen.raw
+            table["x"][seen.rows] += seen.loads
+        for part in range(max(len(seen.count) for seen in self._looked)):
+            n, r = np.zeros(table.size), np.zeros(table.size)
+            for seen in self._looked:
+                if part < len(seen.count):
+                    n[seen.rows], r[seen.rows] = seen.count[part], seen.sums[part]
             self._batch_means(n, r)
         self._looked.clear()
 
@@ -257,7 +282,10 @@ class Evidence(Detector):
             return np.zeros(self._table.size)
         fleet = mean[0] / mean[1]
         drawn = np.clip((both[:, 0] + fleet * mean[1]) / (both[:, 1] + mean[1]), 0.0, 1.0)
-        return np.repeat(drawn, [len(who) for who in self._members])
+        out = np.zeros(self._table.size)
+        for who, slope in zip(self._members, drawn.tolist(), strict=True):
+            out[who] = slope
+        return out
 
     def _places(self, offset: Array, fresh: npt.NDArray[np.bool_]) -> Array:
         """The median over groups of each slot, drawn towards none where groups are few."""
@@ -329,17 +357,20 @@ class Evidence(Detector):
         return {
             "names": list(self._names), "groups": list(self._groups),
             "sizes": np.array([len(who) for who in self._members], np.int64),
-            "slope": self._slope.copy(), "parts": self._part_count,
+            "members": np.concatenate([np.zeros(0, np.intp), *self._members]),
+            "slope": self._slope.copy(), "parts": self._part_count, "score": self._score.copy(),
             **{name: column.copy() for name, column in self._table.columns.items()},
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._names, self._groups = list(state["names"]), list(state["groups"])
-        ends = np.cumsum(state["sizes"])
-        self._members = [
-            np.arange(end - size, end) for end, size in zip(ends, state["sizes"], strict=True)
-        ]
-        self._slope = np.array(state["slope"])
+        self._names = list(state["names"])
+        self._row = {name: at for at, name in enumerate(self._names)}
+        self._groups = {name: at for at, name in enumerate(state["groups"])}
+        ends = np.cumsum(state["sizes"]).tolist()
+        self._members = np.split(np.asarray(state["members"], np.intp), ends[:-1])
+        self._devices = [tuple(self._names[row] for row in who) for who in self._members]
+        self._slope, self._score = np.array(state["slope"]), np.array(state["score"])
         self._part_count = int(state["parts"])
+        self._looked = []
         self._table.size = len(self._names)
         self._table.columns = {name: np.array(state[name]) for name in self._table.columns}

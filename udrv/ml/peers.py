@@ -36,14 +36,15 @@ def row_quantile(values: Floats, share: float) -> Floats:
         at = (width - 1) * share
         low = int(at)
         high = min(low + 1, width - 1)
-        return ranked[..., low] + (ranked[..., high] - ranked[..., low]) * np.float32(at - low)
+        above = ranked[..., high] - ranked[..., low]
+        return np.asarray(ranked[..., low] + above * np.float32(at - low), np.float32)
     known = width - np.isnan(ranked).sum(axis=-1)
     at_row = np.maximum(known - 1, 0) * share
     low_row = at_row.astype(np.intp)
     high_row = np.minimum(low_row + 1, np.maximum(known - 1, 0))
     below = np.take_along_axis(ranked, low_row[..., None], -1)[..., 0]
-    above = np.take_along_axis(ranked, high_row[..., None], -1)[..., 0]
-    return (below + (above - below) * (at_row - low_row).astype(np.float32)).astype(np.float32)
+    above = np.take_along_axis(ranked, high_row[..., None], -1)[..., 0] - below
+    return np.asarray(below + above * (at_row - low_row), np.float32)
 
 
 def log_ratio(values: Floats) -> Floats:

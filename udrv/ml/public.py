@@ -88,12 +88,13 @@ class Cluster:
         step, device = self._indexes(steps, len(slots))
         latency, rate = latency.reshape(-1), rate.reshape(-1)
         there = ~np.isnan(latency)
-        if not there.all():
+        dense = bool(there.all())
+        if not dense:
             latency, rate, step, device = latency[there], rate[there], step[there], device[there]
         return WindowBatch(
             group=f"{self.name}/host_{host}", start_ns=int(self.times_s[first]) * _NS,
             end_ns=end_ns, devices=names, device=device, step=step, steps=steps,
-            step_ns=self.step_s * _NS,
+            step_ns=self.step_s * _NS, dense=dense,
             columns={"mean_ns": latency * np.float32(1000), "bytes_per_s": rate},
         )  # fmt: skip
 

@@ -46,9 +46,8 @@ def known() -> list[Known]:
         found.setdefault(point.name, []).append(point)
     for name, points in sorted(found.items()):
         if name in out:
-            out[f"{name} ({_origin(points[0])})"] = _broken(
-                name, points, "the name is that of a built-in detector"
-            )
+            full = f"{name} ({_origin(points[0])})"
+            out[full] = _broken(full, points, "the name is that of a built-in detector")
         elif len(points) > 1:
             out[name] = _broken(name, points, "two packages have one of this name")
         else:

@@ -71,6 +71,7 @@ class WindowBatch:
     device, key, step: int columns, for each row the index in `devices`, in `keys`, and the step.
     columns: see `COLUMNS`. A column that the source does not have is absent, never zero; a row of
         which the source does not know a value is not there, but counted in `dropped`.
+    dense: rows are in the order of steps, and within each of devices, and none is missing.
     dropped: rows that were left out, by cause ("missing value", "idle", ...).
     """
 
@@ -85,6 +86,7 @@ class WindowBatch:
     step_ns: int = 1_000_000_000
     keys: Sequence[WindowKey] = (ANY_KEY,)
     key: npt.NDArray[np.integer[Any]] | None = None
+    dense: bool = False
     dropped: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -103,6 +105,11 @@ class WindowBatch:
                     f"column {name} has {len(column)} rows, device has {len(self.device)}",
                     device=self.group,
                 )
+        if self.dense and len(self) != self.steps * len(self.devices):
+            raise DetectorError(
+                f"{len(self)} rows are not {self.steps} steps of {len(self.devices)} devices",
+                device=self.group,
+            )
         unknown = set(self.columns) - set(COLUMNS)
         if unknown:
             raise DetectorError(
@@ -135,6 +142,8 @@ class WindowBatch:
 
     def matrix(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """A row's values as (steps, devices), NaN where there is no row; for a batch of one key."""
+        if self.dense:
+            return np.asarray(values, np.float32).reshape(self.steps, len(self.devices))
         out = np.full((self.steps, len(self.devices)), np.nan, np.float32)
         out[self.step, self.device] = values
         return out
