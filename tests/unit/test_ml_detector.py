@@ -20,19 +20,29 @@ from typer.testing import CliRunner
 from udrv.cli.main import app
 from udrv.errors import DetectorError
 from udrv.ml import Detector, Verdict, WindowBatch, registry
+from udrv.ml.cusum import Cusum, CusumConfig
 from udrv.ml.evaluate import run_cluster
 from udrv.ml.evidence import Evidence, EvidenceConfig
+from udrv.ml.iaso import Iaso
+from udrv.ml.kratos import Kratos, KratosConfig
 from udrv.ml.metrics import auc, mcc, poisson_upper
 from udrv.ml.peers import PeerMean, PeerMedian, PeerP25, log_ratio, row_quantile
+from udrv.ml.perseus import Perseus, PerseusConfig
 from udrv.ml.public import Cluster, load_cluster
 from udrv.ml.threshold import tail_log10_p, tail_threshold
 
-ALL = [Evidence, PeerMean, PeerMedian, PeerP25]
+ALL = [
+    Evidence, PeerMean, PeerMedian, PeerP25, Iaso,
+    lambda: Cusum(CusumConfig(reference=2, limit=0.5)),
+    lambda: Perseus(PerseusConfig(day_steps=120, event_steps=10, threshold=1)),
+    lambda: Kratos(KratosConfig(day_steps=90, threshold=1)),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
-    return load_cluster(make_cluster(tmp_path_factory.mktemp("one"), slow={"3/2": 1.8}))
+    folder = tmp_path_factory.mktemp("one")
+    return load_cluster(make_cluster(folder, hosts=6, disks=12, slow={"3/2": 2.6}))
 
 
 def batch(mean_ns: Any, **more: Any) -> WindowBatch:
@@ -42,7 +52,9 @@ def batch(mean_ns: Any, **more: Any) -> WindowBatch:
     given: dict[str, Any] = {
         "group": "g", "start_ns": 0, "end_ns": 10**9, "step": step, "device": device,
         "devices": [f"d{at}" for at in range(values.shape[1])], "steps": len(values),
-        "columns": {"mean_ns": values[step, device]},
+        "columns": {
+            "mean_ns": values[step, device], "bytes_per_s": np.full(len(step), 1e6, np.float32)
+        },
     }  # fmt: skip
     return WindowBatch(**(given | more))
 
@@ -293,7 +305,7 @@ def test_a_broken_plug_in_is_listed_with_its_problem(site: Path, target: str, wo
 
 
 def test_an_unknown_name_is_told_with_those_there_are() -> None:
-    with pytest.raises(DetectorError, match="there are evidence, peer_mean"):
+    with pytest.raises(DetectorError, match="there are cusum, evidence, iaso"):
         registry.find("clairvoyant")
     assert metadata.entry_points(group="udrv.detectors") is not None
 

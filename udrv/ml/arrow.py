@@ -58,4 +58,11 @@ def read_columns(
     for name in whole:
         if table[name].null_count:
             raise DataSetError(f"column {name} has missing values", device=str(path))
-    return {name: table[name].to_numpy() for name in names}
+    return {name: _numpy(pa, table[name]) for name in names}
+
+
+def _numpy(pa: Any, column: Any) -> npt.NDArray[Any]:
+    if column.null_count and pa.types.is_integer(column.type) and column.type.bit_width <= 32:
+        column = column.cast(pa.float32(), safe=False)  # to_numpy would take twice the memory
+    values: npt.NDArray[Any] = column.to_numpy()
+    return values

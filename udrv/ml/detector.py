@@ -57,6 +57,7 @@ class Detector(ABC):
     name: ClassVar[str]
     version: ClassVar[str]
     needs: ClassVar[Needs] = Needs()
+    _hash: str | None = None
 
     def __init__(self, config: Any = None) -> None:
         self.config = config
@@ -88,8 +89,10 @@ class Detector(ABC):
 
     def config_hash(self) -> str:
         """Tells configurations apart: 12 hexadecimal digits over name, version and values."""
-        text = json.dumps([self.name, self.version, self.config_dict()], sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+        if self._hash is None:
+            text = json.dumps([self.name, self.version, self.config_dict()], sort_keys=True)
+            self._hash = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+        return self._hash
 
     def verdict(
         self, device: str, *, kind: str, severity: float, confidence: float, first_ns: int,

@@ -37,7 +37,7 @@ import numpy.typing as npt
 
 from udrv.ml.detector import Detector, Needs, StateValue
 from udrv.ml.fleet_null import fleet_log10_p, robust_spread
-from udrv.ml.peers import log_ratio
+from udrv.ml.peers import log_ratio, row_quantile
 from udrv.ml.threshold import TARGET
 from udrv.ml.verdict import Verdict
 from udrv.ml.window import WindowBatch
@@ -126,6 +126,7 @@ class Evidence(Detector):
         self._looked: list[_Seen] = []
         self._score = np.zeros(0)
         self._part_count = 0
+        self._slots = np.zeros(0, np.intp)  # per drive: which slot of its group it is in
 
     # --- one group, one tick -------------------------------------------------------------------
 
@@ -289,12 +290,16 @@ class Evidence(Detector):
 
     def _places(self, offset: Array, fresh: npt.NDArray[np.bool_]) -> Array:
         """The median over groups of each slot, drawn towards none where groups are few."""
-        slots: dict[str, list[int]] = {}
-        for at, name in enumerate(self._names):
-            if fresh[at]:
-                slots.setdefault(name.rpartition("/")[2], []).append(at)
+        if len(self._slots) != len(self._names):
+            places: dict[str, int] = {}
+            self._slots = np.array([
+                places.setdefault(name.rpartition("/")[2], len(places)) for name in self._names
+            ])  # fmt: skip
         out = np.zeros(len(offset))
-        for rows in slots.values():
+        order = np.argsort(self._slots, kind="stable")
+        ends = np.cumsum(np.bincount(self._slots))
+        for slot in np.split(order, ends[:-1]):
+            rows = slot[fresh[slot]]
             if len(rows) >= 8:
                 out[rows] = np.median(offset[rows]) * len(rows) / (len(rows) + 8)
         return out
@@ -312,12 +317,21 @@ class Evidence(Detector):
             mean = table[f"mean{index}"] / safe
             variance = np.maximum(table[f"square{index}"] / safe - mean * mean, 0.0)
             variance *= safe / np.maximum(safe - 1, 1e-9)
-            pooled = np.zeros(table.size)
-            for who in self._members:
-                have = who[enough[who]]
-                pooled[who] = np.median(variance[have]) if len(have) else 0.0
+            pooled = self._over_groups(np.where(enough, variance, np.nan))
             drawn = (weight * pooled + (batches - 1) * variance) / (weight + batches - 1)
             np.maximum(out, np.where(enough, drawn / safe, 0.0), out=out)
+        return out
+
+    def _over_groups(self, values: Array) -> Array:
+        """Each group's median, for each of its drives; NaNs are left out, a group of NaNs is 0."""
+        widest = max(len(who) for who in self._members)
+        rows = np.full((len(self._members), widest), np.nan, np.float32)
+        at = np.repeat(np.arange(len(rows)), [len(who) for who in self._members])
+        within = np.concatenate([np.arange(len(who)) for who in self._members])
+        who = np.concatenate(self._members)
+        rows[at, within] = values[who]
+        out = np.zeros(len(values))
+        out[who] = np.nan_to_num(row_quantile(rows, 0.5))[at]
         return out
 
     def _decide(

@@ -15,8 +15,9 @@ is judged by what there is.
 from __future__ import annotations
 
 import csv
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +31,7 @@ from udrv.ml.window import WindowBatch
 
 _COLUMNS: Final = ("ts", "host", "disk", "throughput", "latency_x100")
 _NS: Final = 1_000_000_000
-_MAX_CELLS: Final = 1 << 31
+_MAX_CELLS: Final = (1 << 31) - 1
 
 
 @dataclass
@@ -130,29 +131,33 @@ def load_cluster(path: Path, labels: dict[str, set[tuple[int, int]]] | None = No
     that was set back leaves) are dropped and counted.
     """
     table = read_columns(path, _COLUMNS, whole=_COLUMNS[:3])
-    ts, host, disk = (np.asarray(table[name], np.int64) for name in _COLUMNS[:3])
+    ts, host, disk = (_whole(table[name], name, path) for name in _COLUMNS[:3])
     if not len(ts):
         raise DataSetError("it has no rows", device=str(path))
     if ts.min() < 0:
         raise DataSetError("a time stamp is negative", device=str(path))
-    times, at_time = _codes(ts)
-    hosts, at_host = _codes(host)
-    disks, at_disk = _codes(disk)
+    times, time_of = _codes(ts)
+    hosts, host_of = _codes(host)
+    disks, disk_of = _codes(disk)
     shape = (len(hosts), len(times), len(disks))
-    if np.prod([float(size) for size in shape]) > _MAX_CELLS:
+    if math.prod(shape) > _MAX_CELLS:
         raise DataSetError(
             f"{len(hosts)} hosts x {len(times)} times x {len(disks)} disks are too many",
             device=str(path), mend="time stamps of drives must lie on one raster",
         )  # fmt: skip
-    cell = (at_host * len(times) + at_time) * len(disks) + at_disk
+    at_host, at_disk = host_of(host), disk_of(disk)
+    present = np.zeros((shape[0], shape[2]), bool)
+    present[at_host, at_disk] = True
+    cell = at_host * np.int32(shape[1])
+    cell += time_of(ts)
+    cell *= np.int32(shape[2])
+    cell += at_disk
     rate = np.asarray(table["throughput"], np.float32)
     latency = np.asarray(table["latency_x100"], np.float32)
     latency /= np.float32(100)
     missing = np.isnan(rate) | np.isnan(latency)
     idle = ~missing & ((rate <= 0) | (latency <= 0))
     keep = ~(missing | idle)
-    present = np.zeros((shape[0], shape[2]), bool)
-    present.reshape(-1)[at_host * len(disks) + at_disk] = True
     lat_cube, rate_cube = (np.full(shape, np.nan, np.float32) for _ in range(2))
     if not keep.all():
         cell, latency, rate = cell[keep], latency[keep], rate[keep]
@@ -176,20 +181,29 @@ def load_cluster(path: Path, labels: dict[str, set[tuple[int, int]]] | None = No
     )  # fmt: skip
 
 
-def _codes(values: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Distinct values in order, and each value's place among them; by a table where that fits."""
+def _whole(values: npt.NDArray[Any], name: str, path: Path) -> npt.NDArray[Any]:
+    if values.dtype.kind in "iu":
+        return values
+    if len(values) and not (np.isfinite(values).all() and (values == np.floor(values)).all()):
+        raise DataSetError(f"column {name} has values that are no integers", device=str(path))
+    return values.astype(np.int64)
+
+
+def _codes(
+    values: npt.NDArray[Any],
+) -> tuple[npt.NDArray[np.int64], Callable[[npt.NDArray[Any]], npt.NDArray[np.int32]]]:
+    """Distinct values in order, and a function to each value's place among them."""
     low = int(values.min())
     span = int(values.max()) - low + 1
     if span > max(1 << 22, 2 * len(values)):
-        distinct, places = np.unique(values, return_inverse=True)
-        return distinct, places.astype(np.int64)
+        distinct = np.unique(values).astype(np.int64)
+        return distinct, lambda some: np.searchsorted(distinct, some).astype(np.int32)
     seen = np.zeros(span, bool)
-    offsets = values - low
-    seen[offsets] = True
-    distinct = np.flatnonzero(seen)
-    table = np.zeros(span, np.int64)
-    table[distinct] = np.arange(len(distinct))
-    return distinct + low, table[offsets]
+    seen[values - low if low else values] = True
+    found = np.flatnonzero(seen)
+    table = np.zeros(span, np.int32)
+    table[found] = np.arange(len(found), dtype=np.int32)
+    return found + low, lambda some: table[some - low if low else some]
 
 
 def load_labels(folder: str | Path) -> dict[str, set[tuple[int, int]]]:

@@ -16,10 +16,14 @@ DEFAULT: Final = "evidence"
 
 #: Built in: name to module and class.
 BUILT_IN: Final = {
+    "cusum": "udrv.ml.cusum:Cusum",
     "evidence": "udrv.ml.evidence:Evidence",
+    "iaso": "udrv.ml.iaso:Iaso",
+    "kratos": "udrv.ml.kratos:Kratos",
     "peer_mean": "udrv.ml.peers:PeerMean",
     "peer_median": "udrv.ml.peers:PeerMedian",
     "peer_p25": "udrv.ml.peers:PeerP25",
+    "perseus": "udrv.ml.perseus:Perseus",
 }
 
 

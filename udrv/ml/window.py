@@ -140,6 +140,15 @@ class WindowBatch:
         np.divide(self.columns["sum_ns"], count, out=mean, where=count > 0)
         return mean
 
+    def column(self, name: str) -> Column:
+        """A column. Raises `DetectorError` if the source does not have it."""
+        if name not in self.columns:
+            raise DetectorError(
+                f"there is no column {name}", device=self.group,
+                mend=f"the source has {', '.join(self.columns) or 'none'}",
+            )  # fmt: skip
+        return self.columns[name]
+
     def matrix(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """A row's values as (steps, devices), NaN where there is no row; for a batch of one key."""
         if self.dense:
