@@ -24,7 +24,7 @@ BENCHES := python_overhead async_overhead idle_cpu scaling lab_table instruction
 	syscalls lab_icount
 BENCHED := build/benches
 
-.PHONY: help demo bench test test-fast test-lab lint ext stubs system lab-kernel clean distclean
+.PHONY: help demo bench test test-fast test-lab lint ext stubs system lab-kernel lab-qemu clean distclean
 # one environment, one build directory, two cores: the steps use the cores themselves
 .NOTPARALLEL:
 
@@ -46,16 +46,16 @@ bench: ## set up, measure all, and write benches/RESULTS.md: half an hour
 	done
 	$(BIN)/python benches/summary.py --write
 
-test: system ## set up, then all tests but the full counts: lint, test-fast, one boot of the lab
+test: system ## set up, then all tests but the full counts: lint, test-fast, two boots of the lab
 	$(MAKE) lint test-fast
-	$(MAKE) lab-kernel
+	$(MAKE) lab-kernel lab-qemu
 	$(PYTEST) tests/lab -m "not full" --junitxml=$(REPORTS)/lab.xml
 
 test-fast: $(VENV)/.installed-dev $(VENV)/.built ## unit tests and the software device: a few minutes
 	$(PYTEST) tests/unit tests/soft -m "not full" --junitxml=$(REPORTS)/fast.xml
 
 test-lab: system ## the full counts
-	$(MAKE) $(VENV)/.installed-dev $(VENV)/.built lab-kernel
+	$(MAKE) $(VENV)/.installed-dev $(VENV)/.built lab-kernel lab-qemu
 	$(PYTEST) tests -m full --junitxml=$(REPORTS)/full.xml || [ $$? -eq 5 ] # 5: there are none
 
 lint: $(VENV)/.installed-dev $(VENV)/.built ## ruff, mypy --strict, the layers, C warnings (x86-64 and aarch64)
@@ -79,6 +79,9 @@ system: ## the system packages that the tests need (as root; else prints the lin
 
 lab-kernel: $(VENV)/.installed-dev ## the laboratory's kernel, in its cache
 	$(BIN)/udrv-lab fetch
+
+lab-qemu: $(VENV)/.installed-dev ## the QEMU that can take our controller as a device, in its cache
+	$(BIN)/udrv-lab fetch-qemu
 
 clean: ## remove what was built; keeps .venv and the laboratory's cache
 	rm -rf build dist *.egg-info udrv/*/_*.so udrv/core/_core.c udrv/rings/_uring.c udrv/soft/_soft.c

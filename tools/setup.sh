@@ -84,6 +84,8 @@ system() {
 	need zstd command -v zstd
 	need fio command -v fio
 	need nvme-cli command -v nvme
+	need xfsprogs command -v mkfs.xfs
+	need debian-archive-keyring test -e /usr/share/keyrings/debian-archive-keyring.gpg
 	need valgrind command -v valgrind
 	need gcc-aarch64-linux-gnu command -v aarch64-linux-gnu-gcc
 	need libc6-dev-arm64-cross test -e /usr/aarch64-linux-gnu/include/stdio.h

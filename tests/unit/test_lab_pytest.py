@@ -13,6 +13,7 @@ from _pytest.reports import pytest_report_to_serializable
 
 from udrv.errors import LabError
 from udrv.lab import kernel_log, pytest_host
+from udrv.lab.devices import parse_device
 from udrv.lab.run import LabConfig, LabResult
 
 pytest_plugins = ["pytester"]
@@ -148,3 +149,59 @@ def test_no_guest_for_ordinary_tests(play: Callable[..., pytest.RunResult]) -> N
         raise AssertionError("a guest was booted")
 
     play(guest, "-k", "ordinary").assert_outcomes(passed=1, deselected=2)
+
+
+MACHINES = """
+    import pytest
+    pytestmark = pytest.mark.lab
+    def test_usual(): ...
+    @pytest.mark.lab_machine("soft:?size=1M", iommu=False, append="quiet")
+    def test_own(): ...
+    @pytest.mark.lab_machine("soft:?size=1M", iommu=False, append="quiet")
+    def test_same(): ...
+    @pytest.mark.lab_machine("soft:?size=2M")
+    def test_other(): ...
+    def test_usual_too(): ...
+"""
+
+
+def test_a_guest_for_each_machine_that_tests_ask_for(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    booted: list[tuple[list[str], LabConfig]] = []
+
+    def run(command: list[str], config: LabConfig, *, report: Report, **_: Any) -> LabResult:
+        assert config.out is not None
+        chosen = json.loads((config.out / "selection.json").read_text())
+        booted.append(([nodeid.partition("::")[2] for nodeid in chosen], config))
+        for nodeid in chosen:
+            send(report, nodeid, "passed")
+        return result(config.out)
+
+    monkeypatch.setattr(pytest_host.run, "run", run)
+    pytester.makeconftest('pytest_plugins = ["udrv.lab.pytest_plugin"]')
+    pytester.makepyfile(test_it=MACHINES)
+    ran = pytester.runpytest_inprocess("-p", "no:cacheprovider", "--lab-append=loud")
+    ran.assert_outcomes(passed=5)
+    assert [names for names, _ in booted] == [
+        ["test_usual", "test_usual_too"], ["test_own", "test_same"], ["test_other"]]
+    usual, own, other = (config for _, config in booted)
+    assert (usual.default_devices, usual.devices, usual.iommu) == (True, (), True)
+    assert (own.default_devices, own.devices, own.iommu, own.append) == (
+        False, (parse_device("soft:?size=1M"),), False, "loud quiet")
+    assert (other.devices, other.iommu, other.append) == (
+        (parse_device("soft:?size=2M"),), True, "loud")
+    ran.stdout.fnmatch_lines(["2 tests in kernel*", "2 tests in kernel*", "1 tests in kernel*"])
+
+
+def test_a_machine_that_is_none_is_an_error(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest('pytest_plugins = ["udrv.lab.pytest_plugin"]')
+    pytester.makepyfile(test_it="""
+        import pytest
+        @pytest.mark.lab
+        @pytest.mark.lab_machine(colour="red")
+        def test_it(): ...
+    """)
+    ran = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+    assert ran.ret != pytest.ExitCode.OK
+    ran.stderr.fnmatch_lines(["*lab_machine*colour*"])

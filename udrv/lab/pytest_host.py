@@ -10,7 +10,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,11 +52,49 @@ def guest_command(config: pytest.Config, nodeids: list[str]) -> list[str]:
     return [*command, *files]
 
 
+@dataclass(frozen=True)
+class LabMachine:
+    """What sets a test's guest apart from that of the others; made of the mark `lab_machine`.
+
+    `devices` are all that it has, None for the usual ones.
+    """
+
+    devices: tuple[str, ...] | None = None
+    iommu: bool = True
+    append: str = ""
+
+    @classmethod
+    def of(cls, item: pytest.Item) -> LabMachine:
+        """That of one test. Raises `pytest.UsageError` for a mark that is not one."""
+        mark = item.get_closest_marker("lab_machine")
+        if mark is None:
+            return cls()
+        try:
+            return cls(tuple(mark.args), **mark.kwargs)
+        except TypeError as error:
+            raise pytest.UsageError(f"{item.nodeid}: lab_machine: {error}") from None
+
+    def config(self, option: Callable[[str], Any], out: Path) -> run.LabConfig:
+        """The run, by the session's options and this; `out` is the guest's $UDRV_LAB_OUT."""
+        more = option("lab_device") if self.devices is None else self.devices
+        return run.LabConfig(
+            cpus=option("lab_cpus"), memory=option("lab_memory"), accel=option("lab_accel"),
+            kernel=option("lab_kernel"), append=f"{option('lab_append')} {self.append}".strip(),
+            qemu=option("lab_qemu"), iommu=self.iommu, default_devices=self.devices is None,
+            devices=tuple(parse_device(text) for text in more),
+            timeout=None, idle_timeout=option("lab_idle_timeout"), out=out,
+            environment={SELECTION: f"{run.GUEST_OUT}/selection.json"},
+        )
+
+
 class HostSession:
     """A guest that runs the lab tests `nodeids`, in a thread of its own."""
 
-    def __init__(self, config: pytest.Config, nodeids: list[str]) -> None:
+    def __init__(
+        self, config: pytest.Config, nodeids: list[str], machine: LabMachine
+    ) -> None:
         self._config = config
+        self._machine = machine
         self._nodeids = nodeids
         self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._reports: dict[str, list[pytest.TestReport]] = {}
@@ -78,15 +117,8 @@ class HostSession:
     # --- in the thread ---
 
     def _run(self) -> None:
-        option = self._config.getoption
         try:
-            lab = run.LabConfig(
-                cpus=option("lab_cpus"), memory=option("lab_memory"), accel=option("lab_accel"),
-                kernel=option("lab_kernel"), append=option("lab_append"), qemu=option("lab_qemu"),
-                devices=tuple(parse_device(text) for text in option("lab_device")),
-                timeout=None, idle_timeout=option("lab_idle_timeout"), out=self._out,
-                environment={SELECTION: f"{run.GUEST_OUT}/selection.json"},
-            )
+            lab = self._machine.config(self._config.getoption, self._out)
             self._result = run.run(
                 guest_command(self._config, self._nodeids), lab, stdout=self._keep,
                 stderr=self._keep, report=self._feed, stop=self._stop.is_set,

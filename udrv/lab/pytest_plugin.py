@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """pytest inside the laboratory, seen from outside as if it ran here.
 
-On the host, tests marked `lab` are not run: at the first of them one guest is booted, a pytest in
-it runs exactly the selected ones, and its reports come back over a virtio port, line by line, and
-are given to this session as its own. So -v, -x, --junitxml, the summary and the exit status work
-as for any other test. A test whose report did not come back has failed.
+On the host, tests marked `lab` are not run: at the first of them one guest is booted (one for each
+machine that the mark `lab_machine` tells), a pytest in it runs exactly the selected ones, and its
+reports come back over a virtio port, line by line, and are given to this session as its own. So -v,
+-x, --junitxml, the summary and the exit status work as for any other test. A test whose report did
+not come back has failed.
 
 Inside the guest, this plugin gives the fixtures, sends the reports, and fails a test during which
 the kernel log got a line that `udrv.lab.kernel_log` takes for a fault. The mark
@@ -22,7 +23,7 @@ from typing import Any
 import pytest
 
 from udrv.lab import info, kernel_log
-from udrv.lab.pytest_host import SELECTION, HostSession, lost_report
+from udrv.lab.pytest_host import SELECTION, HostSession, LabMachine, lost_report
 
 _REPORT_PORT = Path("/dev/virtio-ports/udrv.report")
 _KMSG = Path("/dev/kmsg")
@@ -45,6 +46,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the side that this process is on."""
     config.addinivalue_line("markers", "lab: runs inside a real kernel in QEMU")
+    config.addinivalue_line(
+        "markers", "lab_machine(*devices, iommu=True, append=''): in a guest of its own, with "
+        "these devices (as --device says them) and no others; tests with the same mark share it")
     config.addinivalue_line(
         "markers", "kernel_log_allow(*regex): kernel lines that this test provokes on purpose")
     if info.in_guest():
@@ -71,7 +75,7 @@ def lab_devices(lab: info.LabInfo) -> tuple[info.LabDevice, ...]:
 class _HostPlugin:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._session: HostSession | None = None
+        self._sessions: dict[LabMachine, HostSession] = {}
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -86,26 +90,31 @@ class _HostPlugin:
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
         if not item.get_closest_marker("lab"):
             return None
-        if self._session is None:
-            ids = [i.nodeid for i in item.session.items if i.get_closest_marker("lab")]
-            self._session = HostSession(self._config, ids)
+        machine = LabMachine.of(item)
+        if machine not in self._sessions:
+            ids = [i.nodeid for i in item.session.items
+                   if i.get_closest_marker("lab") and LabMachine.of(i) == machine]
+            self._sessions[machine] = HostSession(self._config, ids, machine)
+        session = self._sessions[machine]
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for report in self._session.reports(item):
+        for report in session.reports(item):
             item.ihook.pytest_runtest_logreport(report=report)
-        if self._session.is_last(item.nodeid):
-            for text in self._session.finish():
+        if session.is_last(item.nodeid):
+            for text in session.finish():
                 item.ihook.pytest_runtest_logreport(report=lost_report(item, text, "teardown"))
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
     def pytest_sessionfinish(self) -> None:
-        if self._session is not None:
-            self._session.abandon()
+        for session in self._sessions.values():
+            session.abandon()
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        if self._session is not None and self._session.summary:
+        summaries = [session.summary for session in self._sessions.values() if session.summary]
+        if summaries:
             terminalreporter.section("laboratory")
-            terminalreporter.write_line(self._session.summary)
+        for summary in summaries:
+            terminalreporter.write_line(summary)
 
 
 # --- inside --------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from udrv.lab.kernel import INSTALL_LINE, Kernel
 
 _BINARY = "qemu-system-x86_64"
 VFIO_USER = "vfio-user-pci"
-PORTS = ("ctl", "out", "err", "report", "qmp")
+PORTS = ("ctl", "out", "err", "report", "soft", "qmp")
 
 JsonObject = dict[str, Any]
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from udrv.errors import LabError
@@ -44,6 +45,7 @@ from udrv.lab.qemu import (
     replug_is_whole,
 )
 from udrv.lab.soft import serving
+from udrv.lab.soft_port import answer
 from udrv.lab.vm import BootError, Guest, Limits, MarkedStream, Sink, started
 
 GUEST_OUT = "/run/udrv-lab/out"
@@ -240,7 +242,7 @@ def run(
     mark = f"\x01udrv-lab-end-{secrets.token_hex(8)}\x01"
     with ExitStack() as stack:
         folder = stack.enter_context(run_dir())
-        specs, _ = stack.enter_context(serving(wanted, say))
+        specs, servers = stack.enter_context(serving(wanted, say))
         devices = _place_devices(config, specs, folder, stack)
         check_devices(qemu, devices)
         initramfs = folder / "initramfs"
@@ -264,7 +266,7 @@ def run(
                        "err": MarkedStream(stderr, mark.encode())}
             try:
                 with _booted(qemu, machine, folder, config) as guest:
-                    status = guest.serve(streams, report, stop)
+                    status = guest.serve(streams, report, stop, partial(answer, servers))
                     guest.power_off()
                     break
             except BootError as error:

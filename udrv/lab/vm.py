@@ -21,6 +21,7 @@ from udrv.lab.qemu import Qemu
 BOOT_LIMIT = 300.0  # seconds until the command starts; a debug kernel on a busy host takes 100
 STALL_LIMIT = 120.0  # seconds without a console line until then
 _CONSOLE_TAIL = 30
+_ANSWER_LIMIT = 30.0  # seconds in which a guest takes an answer that it asked for
 
 Sink = Callable[[bytes], None]
 
@@ -136,13 +137,17 @@ class Guest:
             raise self.ended(f"no report for {idle:g} s", kind=LabTimeoutError)
 
     def serve(
-        self, streams: Mapping[str, MarkedStream], report: Sink, stop: Callable[[], bool]
+        self, streams: Mapping[str, MarkedStream], report: Sink, stop: Callable[[], bool],
+        answer: Callable[[bytes], bytes],
     ) -> int:
-        """Move bytes until the guest has told its status and all its output; the status."""
-        control = b""
+        """Move bytes until the guest has told its status and all its output; the status.
+
+        `answer` gets each line of the port "soft", and returns the line to send back.
+        """
+        control = asked = b""
         last_report = self.started
         with selectors.DefaultSelector() as selector:
-            for name in ("out", "err", "report", "ctl"):
+            for name in ("out", "err", "report", "ctl", "soft"):
                 self.ends[name].setblocking(False)
                 selector.register(self.ends[name], selectors.EVENT_READ, name)
             while self.status is None or not all(s.ended for s in streams.values()):
@@ -159,6 +164,8 @@ class Guest:
                         report(data)
                     elif name == "ctl":
                         control = self._control(control + data)
+                    elif name == "soft":
+                        asked = self._answer(asked + data, answer)
                     else:
                         streams[name].feed(data)
                 if not selector.get_map():
@@ -182,6 +189,18 @@ class Guest:
                 self.ready = time.monotonic()
             elif word == "status" and value.isdigit():
                 self.status = int(value)
+        return rest
+
+    def _answer(self, data: bytes, answer: Callable[[bytes], bytes]) -> bytes:
+        *lines, rest = data.split(b"\n")
+        for line in lines:
+            self.ends["soft"].settimeout(_ANSWER_LIMIT)
+            try:
+                self.ends["soft"].sendall(answer(line))
+            except TimeoutError as error:
+                raise self.ended("the guest asks and does not read the answer") from error
+            finally:
+                self.ends["soft"].setblocking(False)
         return rest
 
     def power_off(self) -> None:
