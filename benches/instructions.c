@@ -2,10 +2,12 @@
 /*
  * Submit and complete on a device that is this process: what benches/instructions.py counts.
  *
- * usage: instructions DEPTH BYTES ROUNDS TIMED MIXED
+ * usage: instructions DEPTH BYTES ROUNDS TIMED ORDER STREAM
  *
- * MIXED is the dearest order: no command has the shape of the one before (reads and writes in
- * turn), and no completion its slot (two batches of half of DEPTH, completed in turn).
+ * ORDER 1 is the dearest order for a queue pair: no command has the shape of the one before (reads and
+ * writes in turn), and no completion its slot (two batches of half of DEPTH, completed in turn).
+ * ORDER 2 is the dearest for a stream: each command has a doorbell of its own, and so a submit time,
+ * a depth and a latency that no other has. STREAM is 1 for windows, 2 for windows and records.
  *
  * callgrind collects inside of udrv_qp_submit() and udrv_qp_reap() only, so what plays the device
  * below is not counted.
@@ -16,6 +18,7 @@
 
 #include <udrv/hist.h>
 #include <udrv/qp.h>
+#include <udrv/stream.h>
 
 #define LBA_SHIFT 9
 #define ENTRIES 256	/* create_queue()'s default */
@@ -42,7 +45,9 @@ static __attribute__((noinline)) void histogram(struct udrv_hist *h,
 int main(int argc, char **argv)
 {
 	uint32_t depth, bytes, rounds, entries, i, sq_head = 0, cq_tail = 0, phase = 1, bad, untimed;
-	uint32_t mixed, half, n;
+	uint32_t mixed, half, n, step, stream;
+	struct udrv_stream_config how;
+	struct udrv_stream *s;
 	uint16_t cids[ENTRIES];
 	uint32_t doorbells[2] = { 0, 0 };
 	struct udrv_completions out;
@@ -54,14 +59,16 @@ int main(int argc, char **argv)
 	struct nvme_cqe *cq;
 	struct udrv_qp *qp = udrv_qp_new();
 
-	if (argc != 6 || !qp || udrv_core_init())
+	if (argc != 7 || !qp || udrv_core_init())
 		return 2;
 	depth = (uint32_t)atoi(argv[1]);
 	bytes = (uint32_t)atoi(argv[2]);
 	rounds = (uint32_t)atoi(argv[3]);
 	untimed = !atoi(argv[4]);
-	mixed = !!atoi(argv[5]);
+	mixed = atoi(argv[5]) == 1;
 	half = mixed ? depth / 2 : depth;
+	step = atoi(argv[5]) == 2 ? 1 : half;
+	stream = (uint32_t)atoi(argv[6]);
 	entries = ENTRIES;	/* the rings wrap every few calls */
 
 	sq = pages(entries * sizeof(*sq));
@@ -76,6 +83,18 @@ int main(int argc, char **argv)
 	};
 	if (udrv_qp_init(qp, &config))
 		return 2;
+
+	if (stream) {
+		how = (struct udrv_stream_config){
+			.qid = 1, .flags = stream == 2 ? UDRV_STREAM_RECORDS : 0, .chunks = 16,
+			.cells = 64, .stride = 1, .period_ns = 1000000000,
+		};
+		s = pages(udrv_stream_handle_size());
+		if (udrv_stream_init(s, &how, pages(udrv_stream_size(&how)),
+				     pages(sizeof(struct udrv_ring_reader)), 0) ||
+		    udrv_stream_add_namespace(s, 1, 1u << 30, LBA_SHIFT) || udrv_qp_set_stream(qp, s))
+			return 2;
+	}
 
 	batch = (struct udrv_batch){
 		.capacity = depth, .nsid = 1, .lba_shift = LBA_SHIFT, .nsze = 1u << 30,
@@ -96,8 +115,9 @@ int main(int argc, char **argv)
 
 	udrv_hist_reset(hist);
 	while (rounds--) {
-		if (udrv_qp_submit(qp, &batch, 0, half, &bad) != (int)half)
-			return 1;
+		for (i = 0; i < half; i += step)
+			if (udrv_qp_submit(qp, &batch, i, step, &bad) != (int)step)
+				return 1;
 		if (mixed && udrv_qp_submit(qp, &other, half, half, &bad) != (int)half)
 			return 1;
 		for (n = 0; sq_head != doorbells[0]; n++) {

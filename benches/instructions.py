@@ -29,13 +29,18 @@ CASES = [(1, 4096), (32, 4096), (128, 4096), (1, 131072), (32, 131072), (128, 13
 
 #: What can be on or off. Without checks only here: they cannot be switched off in a driver.
 CHECKS, TIMESTAMPS, HISTOGRAM = "checks", "timestamps", "histogram"
-ADDONS = [[], [CHECKS], [TIMESTAMPS], [CHECKS, TIMESTAMPS]]
-#: The dearest order: no command is like the one before, no completion of the same batch.
-MIXED = "submit + reap, mixed"
+WINDOWS, RECORDS = "windows", "records"
+BASE = [CHECKS, TIMESTAMPS]
+STREAMS = [[*BASE, WINDOWS], [*BASE, WINDOWS, RECORDS]]
+ADDONS = [[], [CHECKS], [TIMESTAMPS], BASE, *STREAMS]
+#: The dearest orders: no command is like the one before, no completion of the same batch; and each
+#: command with a doorbell, and so a latency and a depth, of its own.
+MIXED, SINGLES = "submit + reap, mixed", "submit + reap, one doorbell each"
+ORDERS = {MIXED: 1, SINGLES: 2}
 MIXED_DEPTHS = (32, 128)
 #: Instructions per I/O that are not to be passed, by (depth, bytes, add-ons).
-GOALS = {(32, 4096, (CHECKS,)): 80, (32, 4096, (CHECKS, TIMESTAMPS)): 105,
-         (32, 131072, (CHECKS, TIMESTAMPS)): 180}  # fmt: skip
+GOALS = {(32, 4096, (CHECKS,)): 80, (32, 4096, tuple(STREAMS[0])): 105,
+         (32, 4096, tuple(STREAMS[1])): 130, (32, 131072, tuple(BASE)): 180}  # fmt: skip
 
 #: Published figures of other drivers.
 OTHERS = [
@@ -62,7 +67,8 @@ class Figure:
 def build(folder: Path, checks: bool) -> Path:
     """The counted program, with the flags of the extension module."""
     program = folder / f"instructions-{checks:d}"
-    names = ("qp", "qp_reap", "qp_recover", "qp_state", "wait", "clock", "hist")
+    names = ("qp", "qp_reap", "qp_recover", "qp_state", "wait", "clock", "hist",
+             "stream", "stream_pass", "stream_read", "stream_ring", "window")  # fmt: skip
     sources = [CORE / "src" / f"{name}.c" for name in names]
     subprocess.run(
         ["gcc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-fno-tree-slp-vectorize", "-g", "-pthread",
@@ -75,14 +81,15 @@ def build(folder: Path, checks: bool) -> Path:
 
 
 def count(
-    program: Path, function: str, depth: int, size: int, timed: bool, mixed: bool = False
+    program: Path, function: str, depth: int, size: int, addons: list[str], order: int = 0
 ) -> float:
     """Instructions per I/O inside of one function and what it calls."""
+    timed, stream = int(TIMESTAMPS in addons), (WINDOWS in addons) + (RECORDS in addons)
     with tempfile.TemporaryDirectory() as folder:
         run = subprocess.run(
             ["valgrind", "--tool=callgrind", "--collect-atstart=no",
              f"--callgrind-out-file={folder}/out", f"--toggle-collect={function}",
-             program, str(depth), str(size), str(ROUNDS), str(int(timed)), str(int(mixed))],
+             program, *map(str, (depth, size, ROUNDS, timed, order, stream))],
             check=True, capture_output=True, text=True,
         )  # fmt: skip
     found = re.search(r"Collected : (\d+)", run.stderr)
@@ -99,20 +106,21 @@ def measure() -> list[Figure]:
         for addons in ADDONS:
             for depth, size in CASES:
                 parts = {
-                    name: count(programs[CHECKS in addons], f"udrv_qp_{name}", depth, size,
-                                TIMESTAMPS in addons)
+                    name: count(programs[CHECKS in addons], f"udrv_qp_{name}", depth, size, addons)
                     for name in ("submit", "reap")
-                }  # fmt: skip
+                }
                 parts["submit + reap"] = sum(parts.values())
                 figures += [Figure(name, "memory", depth, size, round(n, 1), addons)
                             for name, n in parts.items()]  # fmt: skip
         for depth, size in CASES:
-            n = count(programs[True], "histogram", depth, size, True)
+            n = count(programs[True], "histogram", depth, size, BASE)
             figures.append(Figure("histogram", "memory", depth, size, round(n, 1), [HISTOGRAM]))
-        for depth in MIXED_DEPTHS:
-            n = sum(count(programs[True], f"udrv_qp_{name}", depth, 4096, True, mixed=True)
-                    for name in ("submit", "reap"))  # fmt: skip
-            figures.append(Figure(MIXED, "memory", depth, 4096, round(n, 1), ADDONS[-1]))
+        for addons in (BASE, *STREAMS):
+            for case, order in ORDERS.items():
+                for depth in MIXED_DEPTHS:
+                    n = sum(count(programs[True], f"udrv_qp_{name}", depth, 4096, addons, order)
+                            for name in ("submit", "reap"))  # fmt: skip
+                    figures.append(Figure(case, "memory", depth, 4096, round(n, 1), addons))
     return figures
 
 
@@ -136,7 +144,9 @@ def table(figures: list[Figure]) -> str:
     both = (CHECKS, TIMESTAMPS)
     total = {key: row["submit + reap"] for key, row in every.items() if HISTOGRAM not in key[2]}
     record = every[32, 4096, (HISTOGRAM,)][HISTOGRAM]
-    mixed = {depth: every[depth, 4096, both][MIXED] for depth in MIXED_DEPTHS}
+    def dear(case: str, depth: int) -> str:
+        return " | ".join(f"{every[depth, 4096, tuple(a)][case]:.1f}" for a in (BASE, *STREAMS))
+
     lines = [
         "## User instructions per I/O",
         "",
@@ -153,13 +163,26 @@ def table(figures: list[Figure]) -> str:
         "",
         "What each add-on costs (submit + reap):",
         "",
-        "| depth | bytes | tracker and PRPs | + checks | + timestamps | all |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| depth | bytes | tracker and PRPs | + checks | + timestamps | both | + windows | "
+        "+ records |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         *(
             f"| {depth} | {size:,} | " + " | ".join(
                 f"{total[depth, size, tuple(addons)]:.1f}" for addons in ADDONS
             ) + " |"
             for depth, size in CASES
+        ),
+        "",
+        "In the dearest orders, submit + reap of 4 KiB: *mixed*, reads and writes in turn from two "
+        "batches that complete in turn, so that no command has the shape or the batch of the one "
+        "before; *one doorbell each*, so that no command has the submit time, depth and latency of "
+        "the one before:",
+        "",
+        "| order | depth | checks and timestamps | + windows | + records |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        *(
+            f"| {case.partition(', ')[2]} | {depth} | {dear(case, depth)} |"
+            for case in ORDERS for depth in MIXED_DEPTHS
         ),
         "",
         "| goal | depth | bytes | at most | |",
@@ -182,12 +205,11 @@ def table(figures: list[Figure]) -> str:
         "`create_queue` makes them. Data at page boundaries in a pool with a PRP table; a list "
         "that would pass the end of a page of the table is written anew, at 4 instructions a page.",
         f"- A histogram is not the driver's, but the load generator's: {record:.1f} an I/O at "
-        "depth 32 (count, sum, sum of squares, extremes and a bucket of `udrv_hist_record()`). "
-        "Windows and records come with the completion stream.",
+        "depth 32 (count, sum, sum of squares, extremes and a bucket of `udrv_hist_record()`). A "
+        "stream's windows have the same buckets; completions of one doorbell and shape that are "
+        "reaped together are one addition to theirs.",
         "- Commands of one shape (reads of one size) from one batch: what follows from the shape "
-        "is worked out when it changes. In the dearest order, reads and writes in turn from two "
-        "batches that complete in turn, submit and reap take "
-        + " and ".join(f"{n:.1f} at depth {depth}" for depth, n in mixed.items()) + ".",
+        "is worked out when it changes.",
         "- The driver has no switch for its checks: they were compiled out to count them.",
         f"- {version('gcc', '--version')}, -O2, {platform.machine()}; "
         f"{version('valgrind', '--version')} (callgrind). Counts do not depend on the load.",

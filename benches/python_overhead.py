@@ -53,7 +53,8 @@ class Figure:
 def c_loops(folder: str) -> ctypes.CDLL:
     """The C loops, over the sources of the core itself."""
     path = Path(folder) / "loops.so"
-    names = ("qp", "qp_reap", "qp_recover", "qp_state", "queue", "wait", "lane", "clock")
+    names = ("qp", "qp_reap", "qp_recover", "qp_state", "queue", "wait", "lane", "clock",
+             "stream", "stream_pass", "stream_read", "stream_ring", "window", "hist")  # fmt: skip
     subprocess.run(
         ["gcc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-fno-tree-slp-vectorize", "-shared", "-fPIC",
          "-pthread", f"-I{CORE}/include", ROOT / "benches/python_overhead.c",

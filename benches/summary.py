@@ -70,8 +70,6 @@ GOALS = [
          _instructions(4096, "checks")),
     Goal("and timestamps and windows", "instructions", "instructions", 105,
          _instructions(4096, "checks", "timestamps", "windows")),
-    Goal("and timestamps (windows come with the completion stream)", "instructions",
-         "instructions", 105, _instructions(4096, "checks", "timestamps")),
     Goal("and records", "instructions", "instructions", 130,
          _instructions(4096, "checks", "timestamps", "windows", "records")),
     Goal("128 KiB at depth 32: checks and timestamps", "instructions", "instructions", 180,

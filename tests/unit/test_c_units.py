@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).resolve().parent / "c"
 NAMES = (
     "qp.c", "qp_reap.c", "qp_recover.c", "qp_state.c", "queue.c", "wait.c", "lane.c", "clock.c",
-    "hist.c", "sigbus.c",
+    "hist.c", "sigbus.c", "stream.c", "stream_pass.c", "stream_read.c", "stream_ring.c", "window.c",
 )  # fmt: skip
 CORE = [ROOT / "udrv/core/src" / name for name in NAMES]
 FLAGS = [

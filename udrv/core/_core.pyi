@@ -18,6 +18,10 @@ class FFI:
     class error(Exception): ...
     @overload
     def new(
+        self, cdecl: Literal["struct udrv_bands *"], init: Any = ..., /,
+    ) -> struct_udrv_bands: ...
+    @overload
+    def new(
         self, cdecl: Literal["struct udrv_batch *"], init: Any = ..., /,
     ) -> struct_udrv_batch: ...
     @overload
@@ -79,9 +83,39 @@ class FFI:
         self, cdecl: Literal["struct udrv_queue_ops *"], init: Any = ..., /,
     ) -> struct_udrv_queue_ops: ...
     @overload
+    def new(
+        self, cdecl: Literal["struct udrv_ring_reader *"], init: Any = ..., /,
+    ) -> struct_udrv_ring_reader: ...
+    @overload
     def new(self, cdecl: Literal["struct udrv_spin *"], init: Any = ..., /) -> struct_udrv_spin: ...
     @overload
+    def new(
+        self, cdecl: Literal["struct udrv_stream *"], init: Any = ..., /,
+    ) -> struct_udrv_stream: ...
+    @overload
+    def new(
+        self, cdecl: Literal["struct udrv_stream_config *"], init: Any = ..., /,
+    ) -> struct_udrv_stream_config: ...
+    @overload
+    def new(
+        self, cdecl: Literal["struct udrv_stream_counters *"], init: Any = ..., /,
+    ) -> struct_udrv_stream_counters: ...
+    @overload
+    def new(
+        self, cdecl: Literal["struct udrv_stream_shared *"], init: Any = ..., /,
+    ) -> struct_udrv_stream_shared: ...
+    @overload
+    def new(
+        self, cdecl: Literal["struct udrv_window *"], init: Any = ..., /,
+    ) -> struct_udrv_window: ...
+    @overload
+    def new(
+        self, cdecl: Literal["struct udrv_window_row *"], init: Any = ..., /,
+    ) -> struct_udrv_window_row: ...
+    @overload
     def new(self, cdecl: Any, init: Any = ..., /) -> Any: ...
+    @overload
+    def cast(self, cdecl: Literal["struct udrv_bands *"], value: Any, /) -> struct_udrv_bands: ...
     @overload
     def cast(self, cdecl: Literal["struct udrv_batch *"], value: Any, /) -> struct_udrv_batch: ...
     @overload
@@ -139,7 +173,31 @@ class FFI:
         self, cdecl: Literal["struct udrv_queue_ops *"], value: Any, /,
     ) -> struct_udrv_queue_ops: ...
     @overload
+    def cast(
+        self, cdecl: Literal["struct udrv_ring_reader *"], value: Any, /,
+    ) -> struct_udrv_ring_reader: ...
+    @overload
     def cast(self, cdecl: Literal["struct udrv_spin *"], value: Any, /) -> struct_udrv_spin: ...
+    @overload
+    def cast(self, cdecl: Literal["struct udrv_stream *"], value: Any, /) -> struct_udrv_stream: ...
+    @overload
+    def cast(
+        self, cdecl: Literal["struct udrv_stream_config *"], value: Any, /,
+    ) -> struct_udrv_stream_config: ...
+    @overload
+    def cast(
+        self, cdecl: Literal["struct udrv_stream_counters *"], value: Any, /,
+    ) -> struct_udrv_stream_counters: ...
+    @overload
+    def cast(
+        self, cdecl: Literal["struct udrv_stream_shared *"], value: Any, /,
+    ) -> struct_udrv_stream_shared: ...
+    @overload
+    def cast(self, cdecl: Literal["struct udrv_window *"], value: Any, /) -> struct_udrv_window: ...
+    @overload
+    def cast(
+        self, cdecl: Literal["struct udrv_window_row *"], value: Any, /,
+    ) -> struct_udrv_window_row: ...
     @overload
     def cast(self, cdecl: Any, value: Any, /) -> Any: ...
     def addressof(self, cdata: Any, /, *field_or_index: str | int) -> Any: ...
@@ -163,6 +221,12 @@ class FFI:
 
 ffi: FFI
 lib: Lib
+
+class struct_udrv_bands:
+    count_above: Any
+    sum_ns: Any
+    max_ns: Any
+    rotation: int
 
 class struct_udrv_batch:
     capacity: int
@@ -354,8 +418,73 @@ class struct_udrv_queue:
 
 class struct_udrv_queue_ops: ...
 
+class struct_udrv_ring_reader:
+    hold: Any
+    next: int
+
 class struct_udrv_spin:
     mean_ns: int
+
+class struct_udrv_stream: ...
+
+class struct_udrv_stream_config:
+    qid: int
+    flags: int
+    chunks: int
+    cells: int
+    stride: int
+    period_ns: int
+
+class struct_udrv_stream_counters:
+    seen: int
+    delivered: int
+    sampled_out: int
+    ring_full: int
+    overrun: int
+    host_late: int
+    rejected: int
+    late: int
+
+class struct_udrv_stream_shared:
+    magic: int
+    abi: int
+    record_version: int
+    flags: int
+    qid: int
+    size: int
+    chunks: int
+    chunks_offset: int
+    cells: int
+    stride: int
+    clock_source: int
+    period_ns: int
+    pass_mark: int
+    generation: int
+    rotation: int
+    nr_keys: int
+    nr_namespaces: int
+    ns: Any
+
+class struct_udrv_window:
+    rotation: int
+    start_ns: int
+    end_ns: int
+    seen: int
+    host_late: int
+    rejected: int
+    ended: int
+    max_gap_ns: int
+
+class struct_udrv_window_row:
+    key: int
+    low: int
+    high: int
+    count: int
+    sum_ns: int
+    max_ns: int
+    sum_sq: float
+    errors: int
+    threshold_ns: int
 
 class Lib:
     IOMMU_DESTROY: Final[int]
@@ -366,6 +495,7 @@ class Lib:
     IOMMU_IOAS_MAP_READABLE: Final[int]
     IOMMU_IOAS_MAP_WRITEABLE: Final[int]
     IOMMU_IOAS_UNMAP: Final[int]
+    UDRV_BANDS: Final[int]
     UDRV_BENCH_BAD_GENERATION: Final[int]
     UDRV_BENCH_BAD_LBA: Final[int]
     UDRV_BENCH_BAD_MAGIC: Final[int]
@@ -398,15 +528,34 @@ class Lib:
     UDRV_ETRANSPORT: Final[int]
     UDRV_HIST_BITS: Final[int]
     UDRV_HIST_BUCKETS: Final[int]
+    UDRV_KEYS: Final[int]
+    UDRV_KEY_REST: Final[int]
+    UDRV_NS_UNKNOWN: Final[int]
     UDRV_QP_PRP_MAX_TRANSFER: Final[int]
     UDRV_QP_SLOTS: Final[int]
     UDRV_QP_UNTIMED: Final[int]
+    UDRV_RECORD_HOST_ENDED: Final[int]
+    UDRV_RECORD_HOST_LATE: Final[int]
+    UDRV_RECORD_LATE: Final[int]
+    UDRV_RECORD_REJECTED: Final[int]
+    UDRV_RECORD_ROWS: Final[int]
+    UDRV_RECORD_SATURATED: Final[int]
+    UDRV_RECORD_SLEPT: Final[int]
+    UDRV_RECORD_VERSION: Final[int]
+    UDRV_RING_MAX_CHUNKS: Final[int]
     UDRV_SIGBUS_RANGES: Final[int]
     UDRV_SPIN_LEAST_NS: Final[int]
     UDRV_SPIN_MEASURED: Final[int]
     UDRV_SPIN_MOST_NS: Final[int]
     UDRV_SPIN_ONLY: Final[int]
     UDRV_STATUS_ABORTED_BY_HOST: Final[int]
+    UDRV_STREAM_DEPTH_EXACT: Final[int]
+    UDRV_STREAM_MAX_PERIOD_NS: Final[int]
+    UDRV_STREAM_MIN_PERIOD_NS: Final[int]
+    UDRV_STREAM_RECORDS: Final[int]
+    UDRV_WINDOWS: Final[int]
+    UDRV_WINDOW_MAX_CELLS: Final[int]
+    UDRV_WINDOW_NAMESPACES: Final[int]
     VFIO_API_VERSION: Final[int]
     VFIO_CHECK_EXTENSION: Final[int]
     VFIO_DEVICE_ATTACH_IOMMUFD_PT: Final[int]
@@ -503,6 +652,7 @@ class Lib:
     def udrv_qp_restart(self, qp: struct_udrv_qp, /) -> int: ...
     def udrv_qp_resume(self, qp: struct_udrv_qp, /) -> None: ...
     def udrv_qp_ring(self, qp: struct_udrv_qp, /) -> int: ...
+    def udrv_qp_set_stream(self, qp: struct_udrv_qp, s: struct_udrv_stream, /) -> int: ...
     def udrv_qp_shared_size(self, entries: int, /) -> int: ...
     def udrv_qp_slot_inflight(self, qp: struct_udrv_qp, slot: int, /) -> int: ...
     def udrv_qp_submit(
@@ -517,8 +667,31 @@ class Lib:
         self, qp: struct_udrv_qp, out: struct_udrv_completions, min: int, max: int, timeout_ns: int,
         spin_ns: int, /,
     ) -> int: ...
+    def udrv_ring_release(self, reader: struct_udrv_ring_reader, index: int, /) -> None: ...
+    def udrv_ring_take(
+        self, sh: struct_udrv_stream_shared, reader: struct_udrv_ring_reader, generation: Any,
+        first: Any, end: Any, base: Any, /,
+    ) -> int: ...
     def udrv_sigbus_gone(self, range: int, /) -> int: ...
     def udrv_sigbus_unwatch(self, range: int, /) -> None: ...
     def udrv_sigbus_watch(self, start: Any, size: int, /) -> int: ...
     def udrv_spin_budget(self, s: struct_udrv_spin, spin_ns: int, /) -> int: ...
     def udrv_spin_observe(self, s: struct_udrv_spin, waited_ns: int, /) -> None: ...
+    def udrv_stream_add_namespace(
+        self, s: struct_udrv_stream, nsid: int, nsze: int, lba_shift: int, /,
+    ) -> int: ...
+    def udrv_stream_check(self, shared: Any, size: int, /) -> int: ...
+    def udrv_stream_count(
+        self, sh: struct_udrv_stream_shared, reader: struct_udrv_ring_reader, out:
+        struct_udrv_stream_counters, waiting: Any, /,
+    ) -> int: ...
+    def udrv_stream_handle_size(self) -> int: ...
+    def udrv_stream_init(
+        self, s: struct_udrv_stream, config: struct_udrv_stream_config, shared: Any, reader: Any,
+        seq: int, /,
+    ) -> int: ...
+    def udrv_stream_size(self, config: struct_udrv_stream_config, /) -> int: ...
+    def udrv_window_read(
+        self, sh: struct_udrv_stream_shared, rotation: int, window: struct_udrv_window, rows:
+        struct_udrv_window_row, hist: Any, bands: struct_udrv_bands, max: int, /,
+    ) -> int: ...

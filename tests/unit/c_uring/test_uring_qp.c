@@ -425,7 +425,113 @@ TEST(every_command_is_delivered_once)
 	end();
 }
 
+/* --- a stream: what the queue tells it, pass by pass --------------------------------------- */
+
+static struct {
+	unsigned passes, rows, n, dry, notes, late_notes, wakes;
+	struct udrv_tracker told[64];
+} heard;
+
+static void hear(struct udrv_stream *s, struct udrv_completion *row, uint32_t nr, uint32_t n,
+		 const uint32_t *given, int dry)
+{
+	uint32_t i;
+
+	for (i = 0; i < nr; i++) {
+		heard.told[heard.rows++] =
+			*(struct udrv_tracker *)((char *)s->trackers + given[i + heard.late_notes]);
+		row[i].latency_ns = 77;
+	}
+	heard.n += n;
+	heard.passes++;
+	heard.dry += !!dry;
+}
+
+static void hear_note(struct udrv_stream *s, uint32_t row, int late)
+{
+	(void)s;
+	(void)row;
+	heard.notes++;
+	heard.late_notes += !!late;
+}
+
+static void hear_woke(struct udrv_stream *s, uint64_t slept_ns, uint64_t asked_ns)
+{
+	(void)s;
+	CHECK(slept_ns < asked_ns + 60000000000ull);
+	heard.wakes++;
+}
+
+TEST(a_stream_is_told_of_every_completion)
+{
+	static const struct udrv_stream_ops ops = { .note = hear_note, .woke = hear_woke };
+	struct udrv_stream *s = aligned_alloc(UDRV_CACHELINE, sizeof(*s));
+	uint32_t i;
+
+	memset(s, 0, sizeof(*s));
+	s->pass = hear;
+	s->ops = &ops;
+	start(50, 0);
+	batch.nsid = 7;
+	rows[1].opcode = NVME_CMD_WRITE;
+	rows[2].nlb = 3;
+	CHECK_EQ(submit(0, 3), 3);	/* before there is a stream */
+	CHECK_EQ(udrv_uring_qp_set_stream(qp, s), 0);
+	CHECK_EQ(udrv_uring_qp_reap(qp, &out, 0, ROWS), 0);
+	CHECK(s->polled && s->polled == s->looked);
+	for (i = 0; i < 3; i++)
+		fake_cqe(fake.seen[i], 0, 0);
+	CHECK_EQ(udrv_uring_qp_reap(qp, &out, 0, ROWS), 3);
+	CHECK_EQ(heard.rows, 3);
+	CHECK_EQ(heard.dry, 1);
+	CHECK_EQ(done[0].latency_ns, 77);
+	CHECK_EQ(done[2].user_data, 1002);
+	for (i = 0; i < 3; i++) {
+		CHECK_EQ(heard.told[i].slba, rows[i].slba);
+		CHECK_EQ(heard.told[i].len, rows[i].nlb * 512);
+		CHECK_EQ(heard.told[i].about, UDRV_ABOUT(7, rows[i].opcode, rows[i].nlb));
+		CHECK_EQ((uint32_t)heard.told[i].depth, 3);
+		CHECK(heard.told[i].submit_ticks);
+	}
+
+	/* more than one pass takes; the last one may not have seen all */
+	CHECK_EQ(submit(0, 40), 40);
+	for (i = 3; i < 43; i++)
+		fake_cqe(fake.seen[i], 0, 0);
+	memset(&heard, 0, sizeof(heard));
+	CHECK_EQ(udrv_uring_qp_reap(qp, &out, 0, 39), 39);
+	CHECK_EQ(heard.passes, 2);
+	CHECK_EQ(heard.dry, 0);
+	CHECK_EQ(udrv_uring_qp_reap(qp, &out, 0, 39), 1);
+	CHECK_EQ(heard.dry, 1);
+	CHECK_EQ(heard.n, 40);
+
+	/* one that was given up, and one of nothing */
+	memset(&heard, 0, sizeof(heard));
+	CHECK_EQ(submit(0, 1), 1);
+	CHECK_EQ(udrv_uring_qp_quarantine(qp, 5), 1);
+	batch.slot = 6;
+	CHECK_EQ(submit(4, 1), 1);
+	fake_cqe(fake.seen[43], 0, 0);
+	fake_cqe(1 << 20, 0, 0);
+	fake_cqe(fake.seen[44], 0, 0);
+	CHECK_EQ(udrv_uring_qp_reap(qp, &out, 0, ROWS), 1);
+	CHECK_EQ(heard.n, 3);
+	CHECK_EQ(heard.notes, 2);
+	CHECK_EQ(heard.late_notes, 1);
+	CHECK_EQ(heard.told[0].slba, rows[4].slba);
+
+	CHECK_EQ(udrv_uring_qp_set_stream(qp, NULL), 0);
+	fake.complete_at_once = 1;
+	CHECK_EQ(submit(0, 1), 1);
+	CHECK_EQ(udrv_uring_qp_reap(qp, &out, 0, ROWS), 1);
+	CHECK_EQ(heard.n, 3);
+	free(s);
+	end();
+}
+
 static const struct test tests[] = {
+	{ "a_stream_is_told_of_every_completion", a_stream_is_told_of_every_completion },
 	{ "a_command_is_what_the_row_says", a_command_is_what_the_row_says },
 	{ "an_older_kernel_gets_plain_addresses", an_older_kernel_gets_plain_addresses },
 	{ "statuses_and_errnos_are_told_apart", statuses_and_errnos_are_told_apart },

@@ -95,19 +95,30 @@ static inline int crosses_page(uint64_t prp1, int64_t last)
 	return (int64_t)(prp1 & NVME_PAGE_MASK) > last;
 }
 
-/* Tell the device of the `n` commands posted last; their trackers are the n above the free stack. */
-static inline void ring_sq(struct udrv_qp *qp, uint32_t n)
+/*
+ * Tell the device of the `n` commands posted last, which are of so many shapes; their trackers are the n
+ * above the free stack.
+ */
+static inline __attribute__((always_inline)) void ring_sq(struct udrv_qp *qp, uint32_t n, int shapes)
 {
 	struct udrv_qp_shared *sh = qp->shared;
 
 	if (likely(!(qp->flags & UDRV_QP_UNTIMED))) {
 		const uint32_t *free = qp->free + sh->nr_free, *const end = free + n;
 		struct udrv_tracker *const trackers = qp->trackers;
-		const uint64_t now = udrv_ticks();
+		uint64_t now = udrv_ticks();
+		udrv_u64x2 stamp;
+
+		/* of this doorbell alone, however coarse the clock is */
+		if (unlikely(now <= sh->last_ticks))
+			now = sh->last_ticks + 1;
+		sh->last_ticks = now;
+		stamp = (udrv_u64x2){ now, qp->inflight |
+					    (uint64_t)(shapes > 1) << 63 };	/* UDRV_DEPTH_MIXED */
 
 #pragma GCC unroll 4
 		for (; free != end; free++)
-			tracker_at(trackers, *free)->submit_ticks = now;
+			tracker_at(trackers, *free)->stamp = stamp;
 	}
 	/*
 	 * Entries and PRP lists before the tail: pairs with the device's read of the doorbell
@@ -172,6 +183,7 @@ static __attribute__((noinline, cold)) void post_flush(struct udrv_tracker *t, s
 	t->slba = 0;
 	t->offset = 0;
 	t->word = word;
+	t->about = UDRV_ABOUT(cdw0_nsid >> 32, NVME_CMD_FLUSH, 0);
 	sqe->cdw0_nsid = cdw0_nsid;
 	sqe->prp1 = 0;
 	sqe->prp2 = 0;
@@ -180,13 +192,14 @@ static __attribute__((noinline, cold)) void post_flush(struct udrv_tracker *t, s
 }
 
 /*
- * Post commands first .. first + n - 1; n ids are free. Return: 0, or -UDRV_E* and the row in *bad,
+ * Post commands first .. first + n - 1; n ids are free. Return: how many times the shape changed, the
+ * first one included; or -UDRV_E* and the row in *bad,
  * with nothing posted.
  *
  * Neighbours mostly have the same shape (opcode, length, control): what follows from it is made
  * when it changes, the checks of the length among it.
  */
-static int post(struct udrv_qp *qp, const struct udrv_batch *b, uint32_t first, uint32_t n,
+static __attribute__((noinline)) int post(struct udrv_qp *qp, const struct udrv_batch *b, uint32_t first, uint32_t n,
 		uint16_t slot, uint32_t *bad)
 {
 	struct udrv_qp_shared *const sh = qp->shared;
@@ -202,6 +215,7 @@ static int post(struct udrv_qp *qp, const struct udrv_batch *b, uint32_t first, 
 	udrv_u64x2 word = { 0, 0 }, cdw12 = { 0, 0 };
 	int64_t last = 0;
 	uint32_t nlb0;
+	int shapes = 0;
 
 	do {
 		run = qp->entries - tail;	/* to the end of the ring */
@@ -232,6 +246,7 @@ same_shape:
 				set_prp2(qp, b, sqe, len);
 			continue;
 new_shape:
+			shapes++;
 			if (shape_opcode(row->shape) == NVME_CMD_FLUSH) {
 				post_flush(t, sqe, row->user_data, word_of(slot, NVME_CMD_FLUSH, 0),
 					   cdw0_nsid_of(b->nsid, NVME_CMD_FLUSH) +
@@ -251,6 +266,7 @@ new_shape:
 			last = last_in_page(len);
 			word[0] = word_of(slot, shape_opcode(shape), (uint32_t)len);
 			cdw0_nsid = cdw0_nsid_of(b->nsid, shape_opcode(shape));
+			word[1] = cdw0_nsid | (uint64_t)(nlb0 + 1) << 8;	/* UDRV_ABOUT() */
 			cdw12[0] = nlb0 | (shape >> 32 & 0xffff) << 16;
 			goto same_shape;
 		} while (sqe++, ++row != end);
@@ -262,7 +278,7 @@ new_shape:
 	} while (unlikely(rest));
 	sh->nr_free -= n;
 	sh->sq_posted = tail;
-	return 0;
+	return shapes;
 refused:
 	/* the device was not told of the ones before it: forget them */
 	free = qp->free + sh->nr_free;
@@ -296,13 +312,13 @@ int __udrv_qp_submit(struct udrv_qp *qp, const struct udrv_batch *b, uint32_t fi
 	if (unlikely(qp->sq_dirty))
 		clean_entries(qp, n);
 	ret = post(qp, b, first, n, slot, bad);
-	if (unlikely(ret))
+	if (unlikely(ret < 0))
 		return ret;
 	set_slot(qp, slot, b->nsid, b->pool_id, b->pool_offset);
 	sh->submitted += n;
 	qp->slot_inflight[slot] += n;
 	qp->inflight += n;
-	ring_sq(qp, n);
+	ring_sq(qp, n, ret);
 	return (int)n;
 }
 
@@ -358,6 +374,7 @@ int udrv_qp_submit_raw(struct udrv_qp *qp, const void *command, uint64_t iova, u
 	t->slba = src.slba;
 	t->offset = offset;
 	t->word = word_of(slot, (uint8_t)src.cdw0, len);
+	t->about = UDRV_ABOUT(src.nsid, (uint8_t)src.cdw0, UDRV_ABOUT_RAW | len >> 9);
 
 	sqe = &qp->sq[sh->sq_posted];
 	*sqe = src;
@@ -371,7 +388,7 @@ int udrv_qp_submit_raw(struct udrv_qp *qp, const void *command, uint64_t iova, u
 	sh->submitted++;
 	qp->slot_inflight[slot]++;
 	qp->inflight++;
-	ring_sq(qp, 1);
+	ring_sq(qp, 1, 1);
 	udrv_qp_leave(qp);
 	return 1;
 }

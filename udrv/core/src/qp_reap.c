@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 /* qp_reap.c - a queue pair's data path, the other half: completion. */
 #include <udrv/barrier.h>
+#include <udrv/stream.h>
 
 #include "qp_priv.h"
 
 /* A completion that is not for a command in flight: count it, and index nothing. */
 static __attribute__((noinline, cold)) void anomaly(struct udrv_qp *qp, uint32_t cid,
-						      uint32_t sqid)
+						      uint32_t sqid, uint32_t row)
 {
 	struct udrv_qp_anomalies *a = &qp->shared->anomalies;
 
+	if (qp->flags & UDRV_QP_STREAM)
+		udrv_stream_note(qp->stream, row, cid < qp->nr_trackers && sqid == qp->qid &&
+				 qp->trackers[cid].state == UDRV_TRACKER_QUARANTINE);
 	if (cid >= qp->nr_trackers) {
 		a->bad_cid++;
 	} else if (sqid != qp->qid) {
@@ -27,6 +31,7 @@ static __attribute__((noinline, cold)) void anomaly(struct udrv_qp *qp, uint32_t
 
 /* Completions consumed between two looks at the clock: a latency is too long by no more. */
 #define CLOCK_ROWS 32
+static_assert(CLOCK_ROWS <= UDRV_STREAM_PASS, "what a stream takes at a time");
 
 /* `rows` commands of a slot are done. */
 static inline void slot_done(struct udrv_qp *qp, uint32_t slot_state, uint32_t rows)
@@ -36,10 +41,12 @@ static inline void slot_done(struct udrv_qp *qp, uint32_t slot_state, uint32_t r
 
 /*
  * Consume entries from `head` on as long as they are new, at most n, which end before the ring
- * does. Return: how many entries; *rowp is advanced by those that were delivered.
+ * does. Return: how many entries; *rowp is advanced by those that were delivered. timed: note when each
+ * was submitted, as its latency.
  */
-static inline uint32_t consume(struct udrv_qp *qp, struct udrv_completion **rowp, uint32_t n,
-			       uint32_t head, uint32_t phase)
+static inline __attribute__((always_inline)) uint32_t
+consume(struct udrv_qp *qp, struct udrv_completion **rowp, uint32_t n, uint32_t head,
+	uint32_t phase, const int timed)
 {
 	struct udrv_qp_shared *const sh = qp->shared;
 	struct udrv_tracker *const trackers = qp->trackers;
@@ -74,7 +81,8 @@ static inline uint32_t consume(struct udrv_qp *qp, struct udrv_completion **rowp
 			goto new_slot;
 same_slot:
 		row->user_data = t->user_data;
-		row->latency_ns = t->submit_ticks;
+		if (timed)
+			row->latency_ns = t->submit_ticks;
 		row->result = cqe->result;
 		row->status = (uint16_t)(dw2_3 >> 49);
 		row++;
@@ -91,7 +99,7 @@ new_slot:
 not_ours:
 		udrv_dma_rmb();	/* as above */
 		sh->nr_free = (uint32_t)(top - qp->free);
-		anomaly(qp, cqe->cid, cqe->sqid);
+		anomaly(qp, cqe->cid, cqe->sqid, (uint32_t)(row - *rowp));
 		top = qp->free + sh->nr_free;
 	} while (++cqe != end);
 	slot_done(qp, slot_state, (uint32_t)(row - slot_row));
@@ -99,6 +107,24 @@ not_ours:
 	qp->inflight -= (uint32_t)(row - *rowp);
 	*rowp = row;
 	return (uint32_t)(cqe - from);
+}
+
+/* As consume(), and its stream is told; see there. */
+static __attribute__((noinline)) uint32_t consume_for_stream(struct udrv_qp *qp,
+							      struct udrv_completion **rowp,
+							      uint32_t n, uint32_t head,
+							      uint32_t phase)
+{
+	const uint32_t *const given = qp->free + qp->shared->nr_free;	/* where the ids go */
+	struct udrv_completion *const from = *rowp;
+	const uint32_t seen = consume(qp, rowp, n, head, phase, 0);
+
+	if (seen)
+		qp->stream->pass(qp->stream, from, (uint32_t)(*rowp - from), seen, given,
+				 seen < n);
+	if (!seen || !qp->inflight)
+		udrv_stream_dry(qp->stream);
+	return seen;
 }
 
 int __udrv_qp_reap(struct udrv_qp *qp, const struct udrv_completions *out, uint32_t first,
@@ -114,8 +140,11 @@ int __udrv_qp_reap(struct udrv_qp *qp, const struct udrv_completions *out, uint3
 	row = start;
 	if (unlikely(!max))
 		return 0;
-	if (unlikely(qp->flags & UDRV_QP_ABORTED))
-		return __udrv_qp_reap_aborted(qp, start, max);
+	if (unlikely(qp->flags & (UDRV_QP_ABORTED | UDRV_QP_STREAM))) {
+		if (qp->flags & UDRV_QP_ABORTED)
+			return __udrv_qp_reap_aborted(qp, start, max);
+		udrv_stream_look(qp->stream);
+	}
 	do {
 		struct udrv_completion *timed = row;
 		uint32_t want = max - (uint32_t)(row - start);
@@ -124,7 +153,8 @@ int __udrv_qp_reap(struct udrv_qp *qp, const struct udrv_completions *out, uint3
 			want = CLOCK_ROWS;
 		if (want > qp->entries - head)
 			want = qp->entries - head;
-		n = consume(qp, &row, want, head, phase);
+		n = likely(!(qp->flags & UDRV_QP_STREAM)) ? consume(qp, &row, want, head, phase, 1) :
+							    consume_for_stream(qp, &row, want, head, phase);
 		if (!n)
 			break;
 		seen += n;
@@ -134,7 +164,7 @@ int __udrv_qp_reap(struct udrv_qp *qp, const struct udrv_completions *out, uint3
 			head = 0;
 			phase ^= 1;
 		}
-		if (likely(!(qp->flags & UDRV_QP_UNTIMED))) {
+		if (likely(!(qp->flags & (UDRV_QP_UNTIMED | UDRV_QP_STREAM)))) {
 			const uint64_t now = udrv_ticks_after_loads();
 
 #pragma GCC unroll 4

@@ -5,6 +5,8 @@
  */
 #include <string.h>
 
+#include <udrv/stream.h>
+
 #include "qp_priv.h"
 
 int udrv_qp_halt(struct udrv_qp *qp)
@@ -86,6 +88,7 @@ void udrv_qp_resume(struct udrv_qp *qp)
 int __udrv_qp_reap_aborted(struct udrv_qp *qp, struct udrv_completion *rows, uint32_t max)
 {
 	const uint64_t now = udrv_ticks();
+	const uint32_t *const given = qp->free + qp->shared->nr_free;
 	uint32_t cid, n = 0;
 
 	for (cid = 0; cid < qp->nr_trackers; cid++) {
@@ -106,6 +109,8 @@ int __udrv_qp_reap_aborted(struct udrv_qp *qp, struct udrv_completion *rows, uin
 	qp->flags &= ~(uint32_t)UDRV_QP_ABORTED;
 out:
 	qp->shared->completed += n;
+	if (qp->flags & UDRV_QP_STREAM)
+		udrv_stream_ended(qp->stream, rows, n, given);
 	return (int)n;
 }
 

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <udrv/barrier.h>
+#include <udrv/stream.h>
 #include <udrv/wait.h>
 
 #include "qp_priv.h"
@@ -93,9 +94,13 @@ int __udrv_qp_wait(struct udrv_qp *qp, const struct udrv_completions *out, uint3
 		if (unlikely(__atomic_load_n(&qp->closed, __ATOMIC_RELAXED)))
 			return n ? (int)n : __udrv_qp_shut(qp);
 		if (qp->eventfd >= 0 && now - last >= spin_ns && spin_ns != UDRV_SPIN_ONLY) {
-			ret = sleep_on(qp->eventfd, patience(qp, now, timeout_ns - (now - start)));
+			const uint64_t most = patience(qp, now, timeout_ns - (now - start));
+
+			ret = sleep_on(qp->eventfd, most);
 			if (ret < 0)
 				return ret;
+			if (unlikely(qp->flags & UDRV_QP_STREAM))
+				udrv_stream_woke(qp->stream, udrv_monotonic_ns() - now, most);
 		} else if (now - last >= YIELD_AFTER_NS) {
 			sched_yield();
 		}

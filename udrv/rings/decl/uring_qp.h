@@ -68,3 +68,4 @@ int udrv_uring_qp_quarantine(struct udrv_uring_qp *qp, uint32_t slot);
 void udrv_uring_qp_close(struct udrv_uring_qp *qp);
 int udrv_uring_qp_drain(struct udrv_uring_qp *qp, uint64_t timeout_ns);
 void udrv_uring_qp_as_queue(struct udrv_uring_qp *qp, void *queue);
+int udrv_uring_qp_set_stream(struct udrv_uring_qp *qp, void *stream);

@@ -106,6 +106,16 @@ static inline struct udrv_uring_tracker *take_tracker(struct udrv_uring_qp *qp, 
 	return &qp->trackers[id];
 }
 
+/* When a batch goes out: a time that no other batch of the queue has. */
+static inline uint64_t submit_time(struct udrv_uring_qp *qp)
+{
+	uint64_t now = udrv_ticks();
+
+	if (unlikely(now <= qp->last_ticks))
+		now = qp->last_ticks + 1;
+	return qp->last_ticks = now;
+}
+
 /* FUA is CDW12 bit 30, bit 14 of `control`; a block device has nothing for the others. */
 #define CONTROL_FUA (1u << 14)
 
@@ -118,7 +128,8 @@ static int post(struct udrv_uring_qp *qp, const struct udrv_batch *b, uint32_t f
 	const uint16_t buf_index = *(const volatile uint16_t *)&b->buf_index;
 	const int fixed = buf_index < UDRV_URING_BUFFERS &&
 			  (block || qp->flags & UDRV_URING_FIXED_CMD);
-	const uint64_t now = udrv_ticks();
+	const uint64_t now = submit_time(qp);
+	const uint64_t depth = (qp->inflight + n) | (n > 1 ? UDRV_DEPTH_MIXED : 0);
 	uint32_t i;
 
 	for (i = 0; i < n; i++) {
@@ -171,6 +182,9 @@ static int post(struct udrv_uring_qp *qp, const struct udrv_batch *b, uint32_t f
 		}
 		t->user_data = r.user_data;
 		t->submit_ticks = now;
+		t->slba = slba;
+		t->about = UDRV_ABOUT(b->nsid, opcode, len ? nlb : 0);
+		t->depth = depth;
 		t->len = len;
 		t->slot = slot;
 		t->opcode = (uint8_t)opcode;
@@ -304,7 +318,10 @@ int udrv_uring_qp_submit_raw(struct udrv_uring_qp *qp, const struct udrv_batch *
 	c->cdw14 = src.cdw14;
 	c->cdw15 = src.cdw15;
 	t->user_data = user_data;
-	t->submit_ticks = udrv_ticks();
+	t->submit_ticks = submit_time(qp);
+	t->slba = src.slba;
+	t->about = UDRV_ABOUT(src.nsid, (uint8_t)src.cdw0, UDRV_ABOUT_RAW | len >> 9);
+	t->depth = qp->inflight + 1;
 	t->len = len;
 	t->slot = slot;
 	t->opcode = (uint8_t)src.cdw0;
@@ -366,42 +383,114 @@ static inline void outcome(const struct udrv_uring_qp *qp, const struct udrv_uri
 	done->result = (uint64_t)-(int64_t)res;
 }
 
-int __udrv_uring_qp_reap(struct udrv_uring_qp *qp, const struct udrv_completions *out,
-			 uint32_t first, uint32_t max)
+/* What a stream is shown of a command. */
+static inline void tell(struct udrv_tracker *told, const struct udrv_uring_tracker *t)
 {
-	uint32_t head = *qp->khead, row = first, end = first + max, tail;
-	uint64_t now;
+	*told = (struct udrv_tracker){
+		.slba = t->slba,
+		.len = t->len < 0xffffff ? t->len : 0xffffff,
+		.about = t->about,
+		.submit_ticks = t->submit_ticks,
+		.depth = t->depth,
+	};
+}
 
-	if (unlikely(first > out->capacity || max > out->capacity - first))
-		return -UDRV_EINVAL;
-	/* acquire: the CQEs, and the data, before the tail; pairs with the kernel's store of it */
-	tail = __atomic_load_n(qp->kcqtail, __ATOMIC_ACQUIRE);
-	if (head == tail || !max)
-		return 0;
-	now = udrv_ticks_after_loads();
-	for (; head != tail && row != end; head++) {
+/*
+ * Consume CQEs from *head on, at most n, into rows from `row` on. Return: how many rows. With a stream,
+ * `told` (as many as CQEs) gets what it is shown of each command.
+ */
+static inline __attribute__((always_inline)) uint32_t
+consume(struct udrv_uring_qp *qp, uint32_t *head, uint32_t n, struct udrv_completion *row,
+	struct udrv_tracker *told)
+{
+	struct udrv_completion *const from = row;
+	uint32_t i;
+
+	for (i = 0; i < n; i++) {
 		const struct io_uring_cqe *cqe = (const struct io_uring_cqe *)
-			(qp->cqes + ((size_t)(head & qp->cq_mask) << qp->cqe_shift));
-		struct udrv_completion *done = &out->rows[row];
+			(qp->cqes + ((size_t)((*head)++ & qp->cq_mask) << qp->cqe_shift));
 		struct udrv_uring_tracker *t;
 		uint64_t id = cqe->user_data;
 
 		qp->counters.consumed++;
 		if (unlikely(id >= qp->depth || qp->trackers[id].state != UDRV_TRACKER_INFLIGHT)) {
+			const int late = id < qp->depth &&
+					 qp->trackers[id].state == UDRV_TRACKER_QUARANTINE;
+
+			if (told)
+				qp->stream->ops->note(qp->stream, (uint32_t)(row - from), late);
+			if (told && late)
+				tell(told++, &qp->trackers[id]);
 			anomaly(qp, id);
 			continue;
 		}
 		t = &qp->trackers[id];
-		done->user_data = t->user_data;
-		done->latency_ns = udrv_ticks_to_ns(now - t->submit_ticks);
-		outcome(qp, t, cqe, done);
+		row->user_data = t->user_data;
+		row->latency_ns = t->submit_ticks;
+		outcome(qp, t, cqe, row);
 		row++;
+		if (told)
+			tell(told++, t);
 		free_tracker(qp, (uint32_t)id);
 	}
-	qp->counters.completed += row - first;
+	return (uint32_t)(row - from);
+}
+
+/* As a part of a reap, with a stream: passes of as many as it takes at a time. all: there are no more. */
+static __attribute__((noinline)) uint32_t consume_for_stream(struct udrv_uring_qp *qp,
+							      uint32_t *head, uint32_t n,
+							      struct udrv_completion *row, int all)
+{
+	uint32_t given[UDRV_STREAM_PASS], rows = 0, i;
+
+	for (i = 0; i < UDRV_STREAM_PASS; i++)
+		given[i] = i * (uint32_t)sizeof(struct udrv_tracker);
+	while (n) {
+		const uint32_t m = n < UDRV_STREAM_PASS ? n : UDRV_STREAM_PASS;
+		const uint32_t got = consume(qp, head, m, row + rows, qp->streamed);
+
+		n -= m;
+		qp->stream->pass(qp->stream, row + rows, got, m, given, !n && all);
+		rows += got;
+	}
+	if (!qp->inflight)
+		udrv_stream_dry(qp->stream);
+	return rows;
+}
+
+int __udrv_uring_qp_reap(struct udrv_uring_qp *qp, const struct udrv_completions *out,
+			 uint32_t first, uint32_t max)
+{
+	uint32_t head = *qp->khead, rows, n, i;
+	int all;
+	struct udrv_completion *const row = out->rows + first;
+	uint64_t now;
+
+	if (unlikely(first > out->capacity || max > out->capacity - first))
+		return -UDRV_EINVAL;
+	if (unlikely(qp->stream))
+		udrv_stream_look(qp->stream);
+	/* acquire: the CQEs, and the data, before the tail; pairs with the kernel's store of it */
+	n = __atomic_load_n(qp->kcqtail, __ATOMIC_ACQUIRE) - head;
+	if (!n && max && unlikely(qp->stream))
+		udrv_stream_dry(qp->stream);
+	if (!n || !max)
+		return 0;
+	all = n <= max;
+	if (!all)
+		n = max;
+	if (unlikely(qp->stream)) {
+		rows = consume_for_stream(qp, &head, n, row, all);
+	} else {
+		now = udrv_ticks_after_loads();
+		rows = consume(qp, &head, n, row, NULL);
+		for (i = 0; i < rows; i++)
+			row[i].latency_ns = udrv_ticks_to_ns(now - row[i].latency_ns);
+	}
+	qp->counters.completed += rows;
 	/* release: our reads of the CQEs before the kernel may overwrite them */
 	__atomic_store_n(qp->khead, head, __ATOMIC_RELEASE);
-	return (int)(row - first);
+	return (int)rows;
 }
 
 /* --- as a queue of queue.h ---------------------------------------------------------------- */

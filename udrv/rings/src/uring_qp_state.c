@@ -61,6 +61,9 @@ void udrv_uring_qp_exit(struct udrv_uring_qp *qp)
 	qp->has_ring = 0;
 	free(qp->trackers);
 	free(qp->free);
+	free(qp->streamed);
+	qp->streamed = NULL;
+	qp->stream = NULL;
 	qp->trackers = NULL;
 	qp->free = NULL;
 	qp->depth = 0;
@@ -286,4 +289,26 @@ int udrv_uring_qp_quarantine(struct udrv_uring_qp *qp, uint32_t slot)
 	n = __udrv_uring_qp_quarantine(qp, slot);
 	udrv_uring_qp_leave(qp);
 	return n;
+}
+
+int udrv_uring_qp_set_stream(struct udrv_uring_qp *qp, struct udrv_stream *stream)
+{
+	int ret = udrv_uring_qp_enter(qp);
+
+	if (ret)
+		return ret;
+	if (stream && !qp->streamed) {
+		qp->streamed = whole_lines(UDRV_STREAM_PASS * sizeof(*qp->streamed));
+		if (!qp->streamed)
+			ret = -ENOMEM;
+	}
+	if (!ret) {
+		if (stream) {
+			stream->trackers = qp->streamed;
+			stream->polled = udrv_ticks();
+		}
+		qp->stream = stream;
+	}
+	udrv_uring_qp_leave(qp);
+	return ret;
 }

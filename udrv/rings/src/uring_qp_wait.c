@@ -108,6 +108,8 @@ int __udrv_uring_qp_wait(struct udrv_uring_qp *qp, const struct udrv_completions
 			ret = udrv_uring_qp_call(qp, want ? want : 1, left);
 			if (unlikely(ret))
 				return n ? (int)n : ret;
+			if (unlikely(qp->stream))
+				qp->stream->ops->woke(qp->stream, udrv_monotonic_ns() - now, left);
 		} else if (now - last >= YIELD_AFTER_NS) {
 			sched_yield();
 		}

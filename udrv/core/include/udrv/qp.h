@@ -69,26 +69,49 @@ enum udrv_tracker_state {
 struct udrv_tracker {
 	uint64_t user_data;
 	uint64_t slba;
-	uint64_t submit_ticks;	/* of the doorbell write; 0 on an untimed pair */
 	uint64_t offset;	/* first data byte, from the start of the slot's buffer */
+	uint64_t __reserved;
 	union {			/* for whole stores and loads */
 		struct {
-			uint32_t len : 24;	/* data bytes */
-			uint32_t opcode : 8;
 			union {
 				struct {
-					uint16_t slot;
-					uint16_t state;	/* enum udrv_tracker_state */
+					uint32_t len : 24;	/* data bytes */
+					uint32_t opcode : 8;
+					union {
+						struct {
+							uint16_t slot;
+							uint16_t state;	/* enum udrv_tracker_state */
+						};
+						uint32_t slot_state;
+					};
 				};
-				uint32_t slot_state;
+				uint64_t word;
 			};
+			uint64_t about;	/* what it is to a stream: UDRV_ABOUT() */
 		};
-		uint64_t word;
 		udrv_u64x2 word_pair;
 	};
-	uint64_t __reserved[2];
+	union {
+		struct {
+			/* of the doorbell write, which no other doorbell has; 0 on an untimed pair */
+			uint64_t submit_ticks;
+			uint64_t depth;	/* in flight after that, itself included; UDRV_DEPTH_MIXED */
+		};
+		udrv_u64x2 stamp;
+	};
 };
 static_assert(sizeof(struct udrv_tracker) == UDRV_CACHELINE, "a tracker is a cache line");
+
+/*
+ * Namespace, opcode and size of a command in one word: equal for commands of which a stream tells the
+ * same. A raw command, whose blocks nobody checked, has UDRV_ABOUT_RAW and its size in units of 512 bytes.
+ */
+#define UDRV_ABOUT(nsid, opcode, nlb) \
+	((uint64_t)(nsid) << 32 | (uint32_t)(nlb) << 8 | (uint32_t)(opcode))
+#define UDRV_ABOUT_RAW 0x800000u
+
+/* In `depth`: `about` is not the same in all commands of this doorbell. */
+#define UDRV_DEPTH_MIXED (1ull << 63)
 
 /* Where the commands of a slot have their data. Constant while any of them is in flight. */
 struct udrv_qp_slot {
@@ -100,7 +123,7 @@ struct udrv_qp_slot {
 #define UDRV_QP_SLOTS 1024
 
 #define UDRV_QP_MAGIC 0x31505144u	/* "DQP1" */
-#define UDRV_QP_ABI 2u
+#define UDRV_QP_ABI 3u
 
 /* Counters of what a device must not do; each event is counted, none indexes memory. */
 struct udrv_qp_anomalies {
@@ -137,6 +160,7 @@ struct udrv_qp_shared {
 	uint64_t sq_doorbells;		/* register writes (MMIO, or a message each) */
 	uint64_t sq_shadow;		/* updates of the shadow doorbell alone */
 	uint64_t forced;		/* udrv_qp_ring(): the device might sleep */
+	uint64_t last_ticks;		/* of the last doorbell */
 
 	/* completion side */
 	uint32_t cq_head __cacheline_aligned;	/* next CQ slot to look at */
@@ -198,6 +222,7 @@ struct udrv_qp {
 	uint64_t silent_since;		/* nothing was waited for and came since */
 	struct udrv_spin spin;
 	uint64_t ring_after_ns;		/* UDRV_RING_AFTER_NS; tests have others */
+	struct udrv_stream *stream;	/* with UDRV_QP_STREAM: stream.h */
 };
 static_assert(offsetof(struct udrv_qp, owner) == UDRV_CACHELINE &&
 	      offsetof(struct udrv_qp, slot_inflight) == 2 * UDRV_CACHELINE,
@@ -208,6 +233,7 @@ enum udrv_qp_flag {
 	UDRV_QP_UNTIMED = 1,	/* no timestamps: latency_ns is 0 */
 	UDRV_QP_HOW = 2,	/* doorbells are written as `how` says; set by udrv_qp_init() */
 	UDRV_QP_ABORTED = 4,	/* there are UDRV_TRACKER_ABORTED; set by udrv_qp_restart() */
+	UDRV_QP_STREAM = 8,	/* `stream` is told of completions; set by udrv_qp_set_stream() */
 };
 
 /* Values of udrv_qp.closed. */

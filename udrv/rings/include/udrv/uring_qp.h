@@ -19,6 +19,7 @@
 #define UDRV_URING_QP_H
 
 #include <udrv/queue.h>
+#include <udrv/stream.h>
 #include <udrv/uring.h>
 
 enum udrv_uring_flag {
@@ -52,9 +53,13 @@ struct udrv_uring_tracker {
 	uint16_t slot;
 	uint8_t opcode;
 	uint8_t state;		/* enum udrv_tracker_state */
-	uint64_t __reserved;
+	/* for a stream, as of struct udrv_tracker */
+	uint64_t slba;
+	uint64_t about;
+	uint64_t depth;
+	uint64_t __reserved[2];
 };
-static_assert(sizeof(struct udrv_uring_tracker) == 32, "two to a cache line");
+static_assert(sizeof(struct udrv_uring_tracker) == UDRV_CACHELINE, "a tracker is a cache line");
 
 struct udrv_uring_counters {
 	uint64_t submitted;
@@ -118,6 +123,9 @@ struct udrv_uring_qp {
 	struct io_uring ring;
 	uint32_t setup_flags;	/* as the kernel accepted them */
 	struct udrv_spin spin;	/* of waits */
+	struct udrv_stream *stream;	/* or NULL: stream.h */
+	struct udrv_tracker *streamed;	/* what the stream is shown of a pass's commands */
+	uint64_t last_ticks;	/* of the last submit */
 	uint32_t slot_inflight[UDRV_QP_SLOTS];
 };
 
@@ -179,6 +187,12 @@ void udrv_uring_qp_close(struct udrv_uring_qp *qp);
  * are in flight still when timeout_ns is over, -UDRV_EBUSY, -UDRV_EFORKED or -errno.
  */
 int udrv_uring_qp_drain(struct udrv_uring_qp *qp, uint64_t timeout_ns);
+
+/*
+ * As udrv_qp_set_stream(): hang a stream of the core on the queue, or take it off (NULL).
+ * Return: 0, -UDRV_EBUSY, -ENOMEM or another -UDRV_E*.
+ */
+int udrv_uring_qp_set_stream(struct udrv_uring_qp *qp, struct udrv_stream *stream);
 
 /* For loops of queue.h; there `submit` only posts, and the next reap or wait makes the call. */
 void udrv_uring_qp_as_queue(struct udrv_uring_qp *qp, struct udrv_queue *queue);
