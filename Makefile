@@ -24,7 +24,7 @@ BENCHES := python_overhead async_overhead idle_cpu scaling lab_table instruction
 	syscalls lab_icount
 BENCHED := build/benches
 
-.PHONY: help demo bench test test-fast test-lab lint ext stubs system lab-kernel lab-qemu clean distclean
+.PHONY: help demo bench test test-fast test-lab fuzz lint ext stubs system lab-kernel lab-qemu clean distclean
 # one environment, one build directory, two cores: the steps use the cores themselves
 .NOTPARALLEL:
 
@@ -57,6 +57,9 @@ test-fast: $(VENV)/.installed-dev $(VENV)/.built ## unit tests and the software 
 test-lab: system ## the full counts
 	$(MAKE) $(VENV)/.installed-dev $(VENV)/.built lab-kernel lab-qemu
 	$(PYTEST) tests -m full --junitxml=$(REPORTS)/full.xml || [ $$? -eq 5 ] # 5: there are none
+
+fuzz: ## fuzzers of what others write, RUNS=2500000 inputs each: long; installs clang
+	$(MAKE) -C fuzz run $(if $(RUNS),RUNS=$(RUNS))
 
 lint: $(VENV)/.installed-dev $(VENV)/.built ## ruff, mypy --strict, the layers, C warnings (x86-64 and aarch64)
 	$(BIN)/ruff check .

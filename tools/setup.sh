@@ -5,6 +5,7 @@
 #
 #   setup.sh venv [EXTRAS]    .venv with the package installed editable; EXTRAS as in pyproject.toml
 #   setup.sh system [bench]   system packages of the tests and of the laboratory, and of the benches
+#   setup.sh fuzzer           a compiler with libFuzzer; its name is the last line of the output
 #
 # System packages are installed when this runs as root. Otherwise the exact line to run is printed
 # and the exit status is 3. apt is not touched while nothing is missing.
@@ -95,6 +96,28 @@ system() {
 	fi
 	# shellcheck disable=SC2086 # one word per package
 	install_packages $missing
+}
+
+# A clang may be there without its run-time libraries: Debian has them apart.
+has_fuzzer() {
+	command -v "$1" >/dev/null 2>&1 &&
+		echo 'int LLVMFuzzerTestOneInput(const char *d, unsigned long n) { return !d && n; }' |
+		"$1" -x c - -fsanitize=fuzzer,address,undefined -o /dev/null >/dev/null 2>&1
+}
+
+find_fuzzer() {
+	for compiler in clang clang-21 clang-20 clang-19 clang-18 clang-17 clang-16 clang-15 clang-14; do
+		has_fuzzer $compiler && return
+	done
+	return 1
+}
+
+fuzzer() {
+	if ! find_fuzzer; then
+		install_packages clang libclang-rt-dev
+		find_fuzzer || die "no clang here has libFuzzer; install clang and libclang-rt-dev"
+	fi
+	echo "$compiler"
 }
 
 # --- Python ------------------------------------------------------------------------------------
@@ -194,5 +217,6 @@ venv() {
 case ${1:-} in
 venv) venv "${2:-}" ;;
 system) system "${2:-}" ;;
-*) die "usage: setup.sh venv [EXTRAS] | system [bench]" ;;
+fuzzer) fuzzer ;;
+*) die "usage: setup.sh venv [EXTRAS] | system [bench] | fuzzer" ;;
 esac

@@ -19,7 +19,7 @@ union control {
 
 void conn_init(struct conn *conn, int sock)
 {
-	memset(conn, 0, sizeof(*conn));
+	memset(conn, 0, offsetof(struct conn, in)); /* not the two large buffers */
 	conn->sock = sock;
 	conn->out_fd = -1;
 	conn->client_fds = 1; /* "If not specified then the receiver must assume 1" */

@@ -3,11 +3,13 @@
 #include "dma.h"
 
 #include <errno.h>
+#include <linux/magic.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
 #define MAP_GRAIN 4096u
 
@@ -32,6 +34,7 @@ static uint32_t first_ending_above(const struct dma_table *t, uint64_t iova)
 static int map_file(int fd, uint64_t offset, uint64_t size, uint32_t rights, uint8_t **host)
 {
 	int prot = 0;
+	struct statfs fs;
 	struct stat st;
 	void *at;
 
@@ -41,6 +44,11 @@ static int map_file(int fd, uint64_t offset, uint64_t size, uint32_t rights, uin
 	if (!S_ISREG(st.st_mode) || st.st_size < 0)
 		return -EINVAL;
 	if (offset > (uint64_t)st.st_size || size > (uint64_t)st.st_size - offset)
+		return -EINVAL;
+	/* Of huge pages whole ones are mapped, and a part of one could never be unmapped again. */
+	if (fstatfs(fd, &fs) < 0)
+		return -errno;
+	if (fs.f_type == HUGETLBFS_MAGIC && (offset | size) % (uint64_t)fs.f_bsize)
 		return -EINVAL;
 	if (rights & DMA_READ)
 		prot |= PROT_READ;
@@ -130,14 +138,13 @@ void *dma_at_slow(struct dma_table *t, struct dma_ref *ref, uint64_t iova, uint3
  * may read the table. mmap() is a plain system call.
  */
 static struct dma_table *_Atomic guarded;
-static volatile sig_atomic_t guard_hits;
+volatile sig_atomic_t dma_guard_hits;
 static struct sigaction guard_previous;
 
-static void on_sigbus(int sig, siginfo_t *info, void *context)
+/* Return: whether the memory was the client's, and is replaced. */
+static bool replace(const uint8_t *at)
 {
 	struct dma_table *t = atomic_load_explicit(&guarded, memory_order_relaxed);
-	const uint8_t *at = info->si_addr;
-	int saved = errno;
 
 	for (uint32_t i = 0; t && i < t->nr; i++) {
 		struct dma_map *m = &t->maps[i];
@@ -148,19 +155,40 @@ static void on_sigbus(int sig, siginfo_t *info, void *context)
 		if (mmap(m->host, m->size, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1,
 			 0) == MAP_FAILED)
-			break;
-		guard_hits = 1;
-		errno = saved;
+			return false;
+		m->lost = true;
+		dma_guard_hits = 1;
+		return true;
+	}
+	return false;
+}
+
+static void pass_on(int sig, siginfo_t *info, void *context)
+{
+	bool sent = info->si_code <= 0;
+
+	if (guard_previous.sa_handler != SIG_DFL && guard_previous.sa_handler != SIG_IGN) {
+		if (guard_previous.sa_flags & SA_SIGINFO)
+			guard_previous.sa_sigaction(sig, info, context);
+		else
+			guard_previous.sa_handler(sig);
 		return;
 	}
-	if (guard_previous.sa_flags & SA_SIGINFO) {
-		guard_previous.sa_sigaction(sig, info, context);
-	} else if (guard_previous.sa_handler != SIG_DFL && guard_previous.sa_handler != SIG_IGN) {
-		guard_previous.sa_handler(sig);
-	} else {
-		/* Not ours and nobody else's: fault again, this time for real. */
-		signal(SIGBUS, SIG_DFL);
-	}
+	if (sent && guard_previous.sa_handler == SIG_IGN)
+		return;
+	/* Not ours and nobody else's: a fault comes again, this time for real; what was sent, too. */
+	signal(SIGBUS, SIG_DFL);
+	if (sent)
+		raise(SIGBUS);
+}
+
+static void on_sigbus(int sig, siginfo_t *info, void *context)
+{
+	int saved = errno;
+
+	/* Only a fault has an address; a broken memory cell (BUS_MCEERR_AR) is nothing to hide. */
+	if (info->si_code != BUS_ADRERR || !replace(info->si_addr))
+		pass_on(sig, info, context);
 	errno = saved;
 }
 
@@ -173,7 +201,7 @@ int dma_guard_enter(struct dma_table *t)
 	sigemptyset(&action.sa_mask);
 	if (!atomic_compare_exchange_strong(&guarded, &none, t))
 		return -EBUSY;
-	guard_hits = 0;
+	dma_guard_hits = 0;
 	if (sigaction(SIGBUS, &action, &guard_previous) < 0) {
 		err = -errno;
 		atomic_store(&guarded, NULL);
@@ -188,10 +216,19 @@ void dma_guard_leave(void)
 	atomic_store(&guarded, NULL);
 }
 
-bool dma_guard_hit(void)
+void dma_drop_lost(struct dma_table *t)
 {
-	bool hit = guard_hits != 0;
+	if (!dma_lost())
+		return;
+	dma_guard_hits = 0;
+	for (uint32_t i = 0; i < t->nr; i++) {
+		struct dma_map *m = &t->maps[i];
 
-	guard_hits = 0;
-	return hit;
+		if (!m->lost)
+			continue;
+		munmap(m->host, m->size);
+		m->host = NULL;
+		m->lost = false;
+	}
+	t->gen++;
 }

@@ -8,6 +8,7 @@
 #ifndef UDRV_SOFT_DMA_H
 #define UDRV_SOFT_DMA_H
 
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -21,12 +22,14 @@
  * @size:	bytes, multiple of 4096
  * @host:	where it lies in this process; NULL if the client shared no file for it
  * @rights:	DMA_READ, DMA_WRITE
+ * @lost:	the client cut its file: dma_drop_lost() has to see to it
  */
 struct dma_map {
 	uint64_t iova;
 	uint64_t size;
 	uint8_t *host;
 	uint32_t rights;
+	bool lost;
 };
 
 /**
@@ -99,16 +102,26 @@ static inline void *dma_at(struct dma_table *t, struct dma_ref *ref, uint64_t io
 /**
  * dma_guard_enter() - survive a client that shrinks a file which it shared
  *
- * Until dma_guard_leave(), a SIGBUS in one of the table's mappings replaces that mapping by empty
- * memory of our own and is remembered; any other SIGBUS goes where it would have gone. There is
- * one guard in a process.
+ * Most files can be cut while they are mapped (F_SEAL_SHRINK is the client's to set), so all of them
+ * are guarded. Until dma_guard_leave(), a SIGBUS in one of the table's mappings replaces that
+ * mapping by empty memory of our own and is remembered; any other SIGBUS goes where it would have
+ * gone. There is one guard in a process.
  *
  * Return: 0, or a negative errno (-EBUSY: another controller of this process has it).
  */
 int dma_guard_enter(struct dma_table *t);
 void dma_guard_leave(void);
 
-/* dma_guard_hit() - whether a mapping was lost since the last call */
-bool dma_guard_hit(void);
+/* Written by the handler, in the thread that it interrupts. */
+extern volatile sig_atomic_t dma_guard_hits;
+
+/* dma_lost() - whether a mapping was lost since the last dma_drop_lost(): what was read is no data */
+static inline bool dma_lost(void)
+{
+	return dma_guard_hits != 0;
+}
+
+/* dma_drop_lost() - from now on the mappings that were lost are out of reach */
+void dma_drop_lost(struct dma_table *t);
 
 #endif /* UDRV_SOFT_DMA_H */

@@ -32,6 +32,7 @@ static void run_pair(struct udrv_soft *c, struct soft_sq *sq, struct soft_cq *cq
 {
 	struct nv_sqe first = sq->first, second = *cmd;
 	uint16_t status = check_pair(c, &first, &second);
+	uint32_t result = 0;
 
 	first.flags &= (uint8_t)~NV_FLAGS_FUSE;
 	second.flags &= (uint8_t)~NV_FLAGS_FUSE;
@@ -40,9 +41,10 @@ static void run_pair(struct udrv_soft *c, struct soft_sq *sq, struct soft_cq *cq
 		finish(c, sq, cq, &second, status);
 		return;
 	}
-	status = soft_io(c, &first);
+	status = soft_execute(c, sq->qid, &first, &result);
 	finish(c, sq, cq, &first, status);
-	finish(c, sq, cq, &second, status ? NV_FAILED_FUSED : soft_io(c, &second));
+	status = status ? NV_FAILED_FUSED : soft_execute(c, sq->qid, &second, &result);
+	finish(c, sq, cq, &second, status);
 }
 
 bool soft_fused(struct udrv_soft *c, struct soft_sq *sq, struct soft_cq *cq,

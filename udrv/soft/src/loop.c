@@ -133,8 +133,11 @@ static int serve(struct udrv_soft *c, struct conn *conn, int stop_fd)
 		int64_t wait = patience(c, &nap, work);
 		int got;
 
-		if (dma_guard_hit())
-			soft_fatal(c); /* the client's memory went away under a command */
+		if (dma_lost()) {
+			/* A queue, or the shadow doorbells: of a command's data, soft_execute() told. */
+			dma_drop_lost(&c->dma);
+			soft_fatal(c);
+		}
 		if (wait == -2)
 			continue;
 		if (c->injecting && wait)

@@ -122,7 +122,15 @@ static void signal_cqs(struct udrv_soft *c)
 uint16_t soft_execute(struct udrv_soft *c, uint16_t sqid, const struct nv_sqe *cmd,
 		      uint32_t *result)
 {
-	return sqid ? soft_io(c, cmd) : soft_admin(c, cmd, result);
+	uint16_t status = sqid ? soft_io(c, cmd) : soft_admin(c, cmd, result);
+
+	/* The client cut its file under the command: what was moved is not what was asked for. */
+	if (dma_lost()) {
+		dma_drop_lost(&c->dma);
+		if (!status)
+			status = NV_DATA_TRANSFER;
+	}
+	return status;
 }
 
 uint16_t soft_note_status(struct udrv_soft *c, uint16_t sqid, const struct nv_sqe *cmd,
@@ -174,6 +182,10 @@ static bool serve(struct udrv_soft *c, struct soft_sq *sq)
 		}
 		/* Copied once: what was checked is what is executed. */
 		memcpy(&cmd, entry, sizeof(cmd));
+		if (dma_lost()) { /* that is no command: loop.c sees to the rest */
+			soft_fatal(c);
+			break;
+		}
 		sq->head = sq->head + 1 == sq->size ? 0 : sq->head + 1;
 		if ((cmd.flags & NV_FLAGS_FUSE || sq->fused) && soft_fused(c, sq, cq, &cmd))
 			continue;
