@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +25,22 @@ def parquet() -> tuple[Any, Any]:
 
 
 def read_columns(
-    path: Path, names: Sequence[str], *, whole: Sequence[str] = ()
-) -> dict[str, npt.NDArray[Any]]:
-    """Read numeric columns; a null becomes NaN, and in those of `whole` it is an error.
+    path: Path, names: Sequence[str], *, whole: Sequence[str] = (), rows: int = 1 << 19
+) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """Read numeric columns, so many rows at a time; a null becomes NaN, in `whole` it is an error.
 
+    In parts, because memory that is touched for the first time costs more than reading does.
     Raises `DataSetError`, which names what is wrong.
     """
     pa, pq = parquet()
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
-            have = file.schema_arrow
-            missing = [name for name in names if name not in have.names]
-            if missing:
-                raise DataSetError(
-                    f"it has no column {', '.join(missing)}", device=str(path),
-                    mend=f"it has {', '.join(have.names[:12]) or 'none'}",
-                )  # fmt: skip
-            for name in names:
-                kind = have.field(name).type
-                if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-                    raise DataSetError(
-                        f"column {name} is {kind}, not a number", device=str(path)
-                    )
-            table = file.read(list(names))
+            _check_columns(pa, file.schema_arrow, path, names)
+            for batch in file.iter_batches(rows, columns=list(names)):
+                for name in whole:
+                    if batch.column(name).null_count:
+                        raise DataSetError(f"column {name} has missing values", device=str(path))
+                yield {name: _numpy(pa, batch.column(name)) for name in names}
     except FileNotFoundError as error:
         raise DataSetError("there is no such file", device=str(path)) from error
     except (pa.ArrowException, OSError) as error:
@@ -55,14 +48,23 @@ def read_columns(
             f"it is no whole Parquet file ({error})", device=str(path),
             mend="copy it anew; a truncated file has lost its index, which is its end",
         ) from error  # fmt: skip
-    for name in whole:
-        if table[name].null_count:
-            raise DataSetError(f"column {name} has missing values", device=str(path))
-    return {name: _numpy(pa, table[name]) for name in names}
+
+
+def _check_columns(pa: Any, have: Any, path: Path, names: Sequence[str]) -> None:
+    missing = [name for name in names if name not in have.names]
+    if missing:
+        raise DataSetError(
+            f"it has no column {', '.join(missing)}", device=str(path),
+            mend=f"it has {', '.join(have.names[:12]) or 'none'}",
+        )  # fmt: skip
+    for name in names:
+        kind = have.field(name).type
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            raise DataSetError(f"column {name} is {kind}, not a number", device=str(path))
 
 
 def _numpy(pa: Any, column: Any) -> npt.NDArray[Any]:
     if column.null_count and pa.types.is_integer(column.type) and column.type.bit_width <= 32:
         column = column.cast(pa.float32(), safe=False)  # to_numpy would take twice the memory
-    values: npt.NDArray[Any] = column.to_numpy()
+    values: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)
     return values

@@ -17,7 +17,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +32,7 @@ from udrv.ml.window import WindowBatch
 _COLUMNS: Final = ("ts", "host", "disk", "throughput", "latency_x100")
 _NS: Final = 1_000_000_000
 _MAX_CELLS: Final = (1 << 31) - 1
+_MAX_SPAN: Final = 1 << 28  # eight years of seconds
 
 
 @dataclass
@@ -130,80 +131,113 @@ def load_cluster(path: Path, labels: dict[str, set[tuple[int, int]]] | None = No
     latency not above zero), and all but the first of one drive and time ("repeated", what a clock
     that was set back leaves) are dropped and counted.
     """
-    table = read_columns(path, _COLUMNS, whole=_COLUMNS[:3])
-    ts, host, disk = (_whole(table[name], name, path) for name in _COLUMNS[:3])
-    if not len(ts):
+    times, hosts, disks = (_Codes(name, path) for name in _COLUMNS[:3])
+    rows = 0
+    for part in read_columns(path, _COLUMNS[:3], whole=_COLUMNS[:3]):
+        for codes in (times, hosts, disks):
+            codes.see(part[codes.name])
+        rows += len(part["ts"])
+    if not rows:
         raise DataSetError("it has no rows", device=str(path))
-    if ts.min() < 0:
+    if times.low < 0:
         raise DataSetError("a time stamp is negative", device=str(path))
-    times, time_of = _codes(ts)
-    hosts, host_of = _codes(host)
-    disks, disk_of = _codes(disk)
-    shape = (len(hosts), len(times), len(disks))
+    shape = (len(hosts.values), len(times.values), len(disks.values))
     if math.prod(shape) > _MAX_CELLS:
         raise DataSetError(
-            f"{len(hosts)} hosts x {len(times)} times x {len(disks)} disks are too many",
+            f"{shape[0]} hosts x {shape[1]} times x {shape[2]} disks are too many",
             device=str(path), mend="time stamps of drives must lie on one raster",
         )  # fmt: skip
-    at_host, at_disk = host_of(host), disk_of(disk)
     present = np.zeros((shape[0], shape[2]), bool)
-    present[at_host, at_disk] = True
-    cell = at_host * np.int32(shape[1])
-    cell += time_of(ts)
-    cell *= np.int32(shape[2])
-    cell += at_disk
-    rate = np.asarray(table["throughput"], np.float32)
-    latency = np.asarray(table["latency_x100"], np.float32)
-    latency /= np.float32(100)
-    missing = np.isnan(rate) | np.isnan(latency)
-    idle = ~missing & ((rate <= 0) | (latency <= 0))
-    keep = ~(missing | idle)
     lat_cube, rate_cube = (np.full(shape, np.nan, np.float32) for _ in range(2))
-    if not keep.all():
-        cell, latency, rate = cell[keep], latency[keep], rate[keep]
-    lat_cube.reshape(-1)[cell[::-1]] = latency[::-1]  # of repeated cells the first one stays
-    rate_cube.reshape(-1)[cell[::-1]] = rate[::-1]
-    kept = int(np.count_nonzero(~np.isnan(lat_cube)))
+    latencies, rates = lat_cube.reshape(-1), rate_cube.reshape(-1)
+    dropped = {"missing value": 0, "idle": 0, "repeated": 0}
+    for part in read_columns(path, _COLUMNS):
+        host, disk = hosts.places(part["host"]), disks.places(part["disk"])
+        present[host, disk] = True
+        cell = (host * np.int32(shape[1]) + times.places(part["ts"])) * np.int32(shape[2]) + disk
+        rate = part["throughput"].astype(np.float32)
+        latency = part["latency_x100"].astype(np.float32)
+        latency /= np.float32(100)
+        keep = (rate > 0) & (latency > 0)  # false for NaN
+        lost = len(keep) - int(np.count_nonzero(keep))
+        if lost:
+            missing = int(np.count_nonzero(np.isnan(rate) | np.isnan(latency)))
+            dropped["missing value"] += missing
+            dropped["idle"] += lost - missing
+            cell, latency, rate = cell[keep], latency[keep], rate[keep]
+        taken = ~np.isnan(latencies[cell])
+        if taken.any():  # the first of repeated rows stays
+            cell, latency, rate = cell[~taken], latency[~taken], rate[~taken]
+        latencies[cell[::-1]] = latency[::-1]
+        rates[cell[::-1]] = rate[::-1]
+    dropped["repeated"] = (
+        rows - sum(dropped.values()) - int(np.count_nonzero(~np.isnan(lat_cube)))
+    )
     name = path.stem
     marked = (labels or {}).get(name, set())
-    known = {(h, d) for h, d in marked if h in hosts and d in disks}
-    steps, how_often = np.unique(np.diff(times), return_counts=True)
+    known = {(h, d) for h, d in marked if h in hosts.values and d in disks.values}
+    steps, how_often = np.unique(np.diff(times.values), return_counts=True)
     return Cluster(
-        name=name, hosts=hosts.tolist(), disks=disks.tolist(), times_s=times,
+        name=name, hosts=hosts.values.tolist(), disks=disks.values.tolist(), times_s=times.values,
         step_s=int(steps[how_often.argmax()]) if len(steps) else 15,
-        latency_us=lat_cube, bytes_per_s=rate_cube, present=present, rows=len(ts),
-        dropped={
-            "missing value": int(missing.sum()), "idle": int(idle.sum()),
-            "repeated": len(cell) - kept,
-        },
+        latency_us=lat_cube, bytes_per_s=rate_cube, present=present, rows=rows, dropped=dropped,
         slow=frozenset(device_name(name, h, d) for h, d in known),
         labels_without_data=len(marked) - len(known),
     )  # fmt: skip
 
 
-def _whole(values: npt.NDArray[Any], name: str, path: Path) -> npt.NDArray[Any]:
-    if values.dtype.kind in "iu":
-        return values
-    if len(values) and not (np.isfinite(values).all() and (values == np.floor(values)).all()):
-        raise DataSetError(f"column {name} has values that are no integers", device=str(path))
-    return values.astype(np.int64)
+class _Codes:
+    """The distinct integers of a column, and each value's place among them, by a table."""
 
+    def __init__(self, name: str, path: Path) -> None:
+        self.name = name
+        self._path = path
+        self.low = 0
+        self._seen = np.zeros(0, bool)
+        self._values: npt.NDArray[np.int64] | None = None
+        self._table: npt.NDArray[np.int32] = np.zeros(0, np.int32)
 
-def _codes(
-    values: npt.NDArray[Any],
-) -> tuple[npt.NDArray[np.int64], Callable[[npt.NDArray[Any]], npt.NDArray[np.int32]]]:
-    """Distinct values in order, and a function to each value's place among them."""
-    low = int(values.min())
-    span = int(values.max()) - low + 1
-    if span > max(1 << 22, 2 * len(values)):
-        distinct = np.unique(values).astype(np.int64)
-        return distinct, lambda some: np.searchsorted(distinct, some).astype(np.int32)
-    seen = np.zeros(span, bool)
-    seen[values - low if low else values] = True
-    found = np.flatnonzero(seen)
-    table = np.zeros(span, np.int32)
-    table[found] = np.arange(len(found), dtype=np.int32)
-    return found + low, lambda some: table[some - low if low else some]
+    def see(self, column: npt.NDArray[Any]) -> None:
+        if not len(column):
+            return
+        whole = self._whole(column)
+        low, high = int(whole.min()), int(whole.max())
+        if not len(self._seen):
+            self.low = low
+        first, last = min(low, self.low), max(high, self.low + len(self._seen) - 1)
+        if last - first >= _MAX_SPAN:
+            raise DataSetError(
+                f"column {self.name} spans {first} to {last}", device=str(self._path),
+                mend="time stamps are Unix seconds, hosts and disks small numbers",
+            )  # fmt: skip
+        if first < self.low or last >= self.low + len(self._seen):
+            grown = np.zeros(last - first + 1, bool)
+            grown[self.low - first : self.low - first + len(self._seen)] = self._seen
+            self.low, self._seen = first, grown
+        self._seen[whole - self.low] = True
+
+    @property
+    def values(self) -> npt.NDArray[np.int64]:
+        if self._values is None:
+            found = np.flatnonzero(self._seen)
+            self._table = np.zeros(len(self._seen), np.int32)
+            self._table[found] = np.arange(len(found), dtype=np.int32)
+            self._values = found + self.low
+        return self._values
+
+    def places(self, column: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+        return np.asarray(self._table[self._whole(column) - self.low])
+
+    def _whole(self, column: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """As integers wide enough for differences."""
+        if column.dtype.kind == "f" and not (
+            np.isfinite(column).all() and (column == np.floor(column)).all()
+        ):
+            raise DataSetError(
+                f"column {self.name} has values that are no integers", device=str(self._path)
+            )
+        wide = column.dtype.itemsize >= 4 and column.dtype.kind == "i"
+        return column if wide else column.astype(np.int64)
 
 
 def load_labels(folder: str | Path) -> dict[str, set[tuple[int, int]]]:
