@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`udrv detectors` and `udrv evaluate`."""
+"""`udrv detectors`, `udrv evaluate`, `udrv replay` and `udrv explain`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, TextIO
 
 import typer
 
-from udrv.cli.output import Json, print_json, print_table, say, show
+from udrv.cli.output import Json, print_json, print_lines, print_table, say, show
 
 
 def detectors(*, as_json: Json = False) -> None:
@@ -74,6 +78,89 @@ def evaluate(
          "false alarms/drive-day", "ns/record"),
         [_cells(row) for row in result["rows"]],
     )  # fmt: skip
+
+
+def replay(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="A recording: Parquet, as of udrv simulate.")
+    ],
+    *,
+    detector: Annotated[
+        str, typer.Option("--detector", metavar="NAME", help="Or default.")
+    ] = "default",
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", metavar="LOG", help="Where verdicts go.")
+    ] = None,
+    tick: Annotated[float, typer.Option(min=0.1, max=86400, help="Seconds of a tick.")] = 60.0,
+    peers: Annotated[
+        int | None,
+        typer.Option("--peers", min=1, help="Drives of a peer group, in their order [all]."),
+    ] = None,
+) -> None:
+    """Let a detector see a recording, as if it happened; print its verdicts, a line of JSON each.
+
+    The same recording gives the same bytes: time is the recording's.
+    """
+    from udrv.ml.registry import find
+    from udrv.ml.replay import replay as run
+
+    said = run(Path(file), find(detector)(), tick_s=tick, group_size=peers)
+    lines = events = 0
+    known = set()
+    with open_output(output) as log:
+        for verdict in said:
+            log.write(verdict.json() + "\n")
+            lines += 1
+            if verdict.event not in known:
+                known.add(verdict.event)
+                events += 1
+    say(f"{lines} verdicts, {events} events, {len({event[0] for event in known})} drives")
+
+
+def explain(
+    log: Annotated[
+        str, typer.Argument(metavar="VERDICT", help="A file of verdicts, or - for standard input.")
+    ],
+    *,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="NAME", help="Only of this device.")
+    ] = None,
+) -> None:
+    """Say in words what verdicts mean, the last of each event, with their evidence."""
+    from udrv.ml.explain import explain as words
+    from udrv.ml.verdict import from_json
+
+    last = {}
+    with open_input(log) as lines:
+        for line in lines:
+            if line.strip():
+                verdict = from_json(line)
+                if device in (None, verdict.device):
+                    last[verdict.event] = verdict
+    for at, verdict in enumerate(last.values()):
+        print_lines(["", *words(verdict)] if at else words(verdict))
+    if not last:
+        say("there is no verdict")
+
+
+@contextlib.contextmanager
+def open_output(path: str | None) -> Iterator[TextIO]:
+    """A file for writing, or standard output."""
+    if path is None:
+        yield sys.stdout
+    else:
+        with Path(path).open("w", encoding="utf-8") as file:
+            yield file
+
+
+@contextlib.contextmanager
+def open_input(path: str) -> Iterator[TextIO]:
+    """A file for reading, or standard input for -."""
+    if path == "-":
+        yield sys.stdin
+    else:
+        with Path(path).open(encoding="utf-8") as file:
+            yield file
 
 
 def _cells(row: dict[str, Any]) -> tuple[object, ...]:

@@ -56,6 +56,8 @@ app.command("unbind")(binding.unbind)
 app.command("simulate")(simulate)
 app.command("detectors")(detect.detectors)
 app.command("evaluate")(detect.evaluate)
+app.command("replay")(detect.replay)
+app.command("explain")(detect.explain)
 app.add_typer(soft.app, name="soft")
 
 

@@ -44,10 +44,26 @@ def read_columns(
     except FileNotFoundError as error:
         raise DataSetError("there is no such file", device=str(path)) from error
     except (pa.ArrowException, OSError) as error:
-        raise DataSetError(
-            f"it is no whole Parquet file ({error})", device=str(path),
-            mend="copy it anew; a truncated file has lost its index, which is its end",
-        ) from error  # fmt: skip
+        raise _broken(path, error) from error
+
+
+def column_names(path: Path) -> list[str]:
+    """The columns of a file. Raises `DataSetError`."""
+    pa, pq = parquet()
+    try:
+        names: list[str] = pq.read_schema(path).names
+    except FileNotFoundError as error:
+        raise DataSetError("there is no such file", device=str(path)) from error
+    except (pa.ArrowException, OSError) as error:
+        raise _broken(path, error) from error
+    return names
+
+
+def _broken(path: Path, error: Exception) -> DataSetError:
+    return DataSetError(
+        f"it is no whole Parquet file ({error})", device=str(path),
+        mend="copy it anew; a truncated file has lost its index, which is its end",
+    )  # fmt: skip
 
 
 def _check_columns(pa: Any, have: Any, path: Path, names: Sequence[str]) -> None:

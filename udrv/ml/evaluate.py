@@ -14,10 +14,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -33,6 +32,7 @@ HORIZONS: Final = (900, 3600, 10800, 21600, 54000, None)
 #: A detector is called every 15 minutes of data.
 TICK_S: Final = 900
 _BOOTSTRAP: Final = 1000
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -80,8 +80,8 @@ def run_cluster(
         began = time.thread_time()
         said: list[Verdict] = []
         for batch in batches:
-            said.extend(_checked(detector, partial(detector.on_tick, batch)))
-        said.extend(_checked(detector, partial(detector.on_period, end_ns)))
+            said.extend(checked(detector, detector.on_tick, batch))
+        said.extend(checked(detector, detector.on_period, end_ns))
         out.seconds += time.thread_time() - began
         out.verdicts += len(said)
         raised.update((verdict.device, verdict.first_ns) for verdict in said)
@@ -98,9 +98,12 @@ def run_cluster(
     return out
 
 
-def _checked(detector: Detector, call: Callable[[], Iterable[Verdict]]) -> list[Verdict]:
+def checked(
+    detector: Detector, call: Callable[[_T], Iterable[Verdict]], what: _T
+) -> list[Verdict]:
+    """What `call(what)` returns. Raises `DetectorError` if it raises, or returns no verdicts."""
     try:
-        said = list(call())
+        said = list(call(what))
     except DetectorError:
         raise
     except Exception as error:

@@ -28,16 +28,18 @@ calibrates it without labels. Statistics cost some numbers a drive; no history i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from udrv.ml.by_histogram import ByHistogram
 from udrv.ml.detector import Detector, Needs, StateValue
 from udrv.ml.fleet_null import fleet_log10_p, robust_spread
 from udrv.ml.peers import log_ratio, row_quantile
+from udrv.ml.tails import Stratum, TailConfig, histograms
 from udrv.ml.threshold import TARGET
 from udrv.ml.verdict import Verdict
 from udrv.ml.window import WindowBatch
@@ -61,6 +63,7 @@ class EvidenceConfig:
         (a factor of two).
     own_weight: how many batches of the group's a drive's own noise is drawn towards.
     half_life: ticks after which old evidence counts half.
+    tails: where there are histograms.
     """
 
     target: float = TARGET
@@ -70,6 +73,7 @@ class EvidenceConfig:
     clip_floor: float = 0.7
     own_weight: float = 8.0
     half_life: float = 960.0
+    tails: TailConfig = field(default_factory=TailConfig)
 
 
 class _Table:
@@ -126,11 +130,15 @@ class Evidence(Detector):
         self._looked: list[_Seen] = []
         self._score = np.zeros(0)
         self._part_count = 0
+        self._by_histogram: dict[str, ByHistogram] = {}
+        self._calibration: dict[Stratum, Array] = {}
         self._slots = np.zeros(0, np.intp)  # per drive: which slot of its group it is in
 
     # --- one group, one tick -------------------------------------------------------------------
 
     def on_tick(self, batch: WindowBatch) -> Sequence[Verdict]:
+        if "hist" in batch.columns:
+            return self._on_histograms(batch)
         at = self._group(batch)
         if not len(batch):
             return ()
@@ -155,6 +163,26 @@ class Evidence(Detector):
         raw = logs.sum(axis=0).astype(np.float64)
         self._looked.append(_Seen(at, self._members[at], count, sums, raw, loads))
         return ()
+
+    def calibrate(self, ticks: Iterable[WindowBatch]) -> None:
+        """Learn what a drive of this model does when it is well, from windows with histograms.
+
+        It is a third baseline beside peers and own history: for drives that were slow before anyone
+        looked, and have no peers. All groups that are seen from now on use it; it is kept in the
+        state.
+        """
+        for batch in ticks:
+            for stratum, hist in histograms(batch).items():
+                known = self._calibration.get(stratum)
+                self._calibration[stratum] = hist if known is None else known + hist
+
+    def _on_histograms(self, batch: WindowBatch) -> Sequence[Verdict]:
+        group = self._by_histogram.get(batch.group)
+        if group is None or group.tails.devices != tuple(batch.devices):
+            group = ByHistogram(batch.devices, self.config.tails)
+            group.tails.calibrate(self._calibration)
+            self._by_histogram[batch.group] = group
+        return group.on_tick(batch, self.verdict)
 
     def _group(self, batch: WindowBatch) -> int:
         """The group's number; its devices have rows in the table from now on."""
@@ -374,6 +402,18 @@ class Evidence(Detector):
             "members": np.concatenate([np.zeros(0, np.intp), *self._members]),
             "slope": self._slope.copy(), "parts": self._part_count, "score": self._score.copy(),
             **{name: column.copy() for name, column in self._table.columns.items()},
+            "calibration_strata": np.array(list(self._calibration), np.int64),
+            "calibration": np.array(list(self._calibration.values())),
+            "histogram_groups": list(self._by_histogram),
+            **{
+                f"histogram{at}/{name}": value
+                for at, group in enumerate(self._by_histogram.values())
+                for name, value in group.state().items()
+            },
+            **{
+                f"histogram{at}/devices": list(group.tails.devices)
+                for at, group in enumerate(self._by_histogram.values())
+            },
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -386,5 +426,20 @@ class Evidence(Detector):
         self._slope, self._score = np.array(state["slope"]), np.array(state["score"])
         self._part_count = int(state["parts"])
         self._looked = []
+        self._calibration = {
+            (row[0], row[1], row[2]): np.array(hist)
+            for row, hist in zip(
+                state["calibration_strata"].tolist(), state["calibration"], strict=True
+            )
+        }
+        self._by_histogram = {}
+        for at, name in enumerate(state["histogram_groups"]):
+            prefix = f"histogram{at}/"
+            group = ByHistogram(state[f"{prefix}devices"], self.config.tails)
+            group.restore({
+                key.removeprefix(prefix): value
+                for key, value in state.items() if key.startswith(prefix)
+            })  # fmt: skip
+            self._by_histogram[name] = group
         self._table.size = len(self._names)
         self._table.columns = {name: np.array(state[name]) for name in self._table.columns}

@@ -21,6 +21,11 @@ from udrv.errors import DetectorError
 
 Column = npt.NDArray[Any]
 
+#: Of the table of LBA bands, which lies beside the windows.
+BAND_COLUMNS: Final = ("count", "sum_ns", "max_ns", "over_p99")
+#: Equal parts that a namespace is cut into for it.
+BANDS: Final = 64
+
 #: Columns that a batch may have, their type and what they are. Times are nanoseconds.
 COLUMNS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType({
     "count": ("u8", "completions"),
@@ -41,8 +46,7 @@ class WindowKey:
     """Which commands of a device a window holds; -1: all, or not known.
 
     `size_class` is log2 of the bytes of a command (rounded down), `depth_bucket` log2 of the
-    commands in flight (rounded down). `lba_band` numbers 64 equal parts of the namespace, in
-    windows that hold all queues, opcodes, sizes and depths of one part.
+    commands in flight (rounded down).
     """
 
     namespace: int = -1
@@ -50,7 +54,6 @@ class WindowKey:
     opcode: int = -1
     size_class: int = -1
     depth_bucket: int = -1
-    lba_band: int = -1
 
 
 ANY_KEY: Final = WindowKey()
@@ -71,6 +74,10 @@ class WindowBatch:
     device, key, step: int columns, for each row the index in `devices`, in `keys`, and the step.
     columns: see `COLUMNS`. A column that the source does not have is absent, never zero; a row of
         which the source does not know a value is not there, but counted in `dropped`.
+    bands: (devices, 64) arrays of `BAND_COLUMNS`, for equal parts of the namespace; `over_p99`
+        counts completions above the 99th percentile of the window that they are in. Empty: no
+        such table.
+    blocks: of the namespace, which `bands` cut into 64; 0: not known.
     dense: rows are in the order of steps, and within each of devices, and none is missing.
     dropped: rows that were left out, by cause ("missing value", "idle", ...).
     """
@@ -86,6 +93,8 @@ class WindowBatch:
     step_ns: int = 1_000_000_000
     keys: Sequence[WindowKey] = (ANY_KEY,)
     key: npt.NDArray[np.integer[Any]] | None = None
+    bands: Mapping[str, Column] = field(default_factory=dict)
+    blocks: int = 0
     dense: bool = False
     dropped: Mapping[str, int] = field(default_factory=dict)
 
@@ -110,6 +119,12 @@ class WindowBatch:
                 f"{len(self)} rows are not {self.steps} steps of {len(self.devices)} devices",
                 device=self.group,
             )
+        for name, column in self.bands.items():
+            if name not in BAND_COLUMNS or column.shape != (len(self.devices), BANDS):
+                raise DetectorError(
+                    f"bands have {name} of shape {column.shape}", device=self.group,
+                    mend=f"they are {', '.join(BAND_COLUMNS)} of {len(self.devices)} x {BANDS}",
+                )  # fmt: skip
         unknown = set(self.columns) - set(COLUMNS)
         if unknown:
             raise DetectorError(
