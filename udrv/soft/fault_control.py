@@ -55,7 +55,7 @@ class LoadedFault:
 class FaultControl:
     """Requests to one controller; a context manager. Its methods may be called by any thread.
 
-    All raise `ControllerError` if the controller does not answer.
+    All raise `ControllerError` if the controller does not answer, or sends what is no answer.
     """
 
     def __init__(self, sock: socket.socket, device: str) -> None:
@@ -106,10 +106,15 @@ class FaultControl:
     def loaded(self) -> list[LoadedFault]:
         """The faults that are loaded, with their counters."""
         head, body = self._ask(lib.UDRV_CONTROL_LIST)
+        if len(body) != head.count * _STATUS:
+            raise self._nonsense(f"{head.count} faults in {len(body)} bytes")
         loaded = []
-        for at in range(0, head.count * _STATUS, _STATUS):
+        for at in range(0, len(body), _STATUS):
             raw: Any = ffi.from_buffer("struct udrv_fault_status *", body[at : at + _STATUS])
-            fault = unpack_fault(body[at + _FAULT_AT : at + _STATUS])
+            try:
+                fault = unpack_fault(body[at + _FAULT_AT : at + _STATUS])
+            except FaultScriptError as error:
+                raise self._nonsense(f"a fault that cannot be ({error.tried})") from error
             loaded.append(LoadedFault(raw.id, fault, raw.matched, raw.applied))
         return loaded
 
@@ -131,6 +136,12 @@ class FaultControl:
         tb: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _nonsense(self, what: str) -> ControllerError:
+        return ControllerError(
+            f"the control socket's other end sent {what}", device=self._device,
+            mend="is it a controller of this version?",
+        )
 
     def _load(self, op: int, faults: Iterable[Fault]) -> list[int]:
         packed = [pack_fault(one) for one in faults]
@@ -159,6 +170,8 @@ class FaultControl:
                 ) from error
         head: Any = ffi.new("struct udrv_control *")
         ffi.memmove(head, answer, min(len(answer), _HEAD))
+        if (head.magic, head.version) != (lib.UDRV_FAULT_MAGIC, lib.UDRV_FAULT_VERSION):
+            raise self._nonsense(f"{len(answer)} bytes that are no answer")
         if head.error:
             why = _ERRORS.get(head.error, os.strerror(head.error))
             place = f"fault {head.id + 1}" if head.error in (errno.EINVAL, errno.ENODATA) else "id"

@@ -42,9 +42,14 @@ def pack_fault(one: Fault) -> bytes:
 
 
 def unpack_fault(data: bytes | memoryview) -> Fault:
-    """The reverse of `pack_fault`, for what a controller sent."""
+    """The reverse of `pack_fault`, for what a controller sent.
+
+    Raises `FaultScriptError` for what no controller holds.
+    """
     raw: Any = ffi.new("struct udrv_fault *")
     ffi.memmove(raw, data, SIZE)
+    if not lib.udrv_fault_check(raw):
+        raise FaultScriptError(f"effect {raw.effect} with these arguments", place="fault")
     name = BY_CODE[raw.effect]
     params: dict[str, Number] = {}
     for param in EFFECTS[name].params:
