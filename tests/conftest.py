@@ -20,6 +20,9 @@ import pytest
 hypothesis.settings.register_profile("udrv", deadline=None)
 hypothesis.settings.load_profile("udrv")
 
+# flight records of faults that tests make are not their user's
+os.environ.setdefault("UDRV_FLIGHT_DIR", "")
+
 # A shell's background job ignores SIGINT, its children do so too, and tests send it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -22,7 +22,14 @@ class UdrvError(Exception):
     tried: what was attempted and how it failed, one sentence without a full stop.
     device: the target as the user named it ("pci:0000:01:00.0"), or None if none is involved.
     mend: what the user can do about it, or None if nothing is known.
+
+    Attributes
+    ----------
+    maybe_done: the device may have carried out the command that failed, or a part of it. False is
+        sure; True means that nobody knows.
     """
+
+    maybe_done: bool = False
 
     def __init__(self, tried: str, *, device: str | None = None, mend: str | None = None) -> None:
         super().__init__(tried)
@@ -195,7 +202,9 @@ class ControllerTimeoutError(ControllerError, TimeoutError):
 
 
 class ControllerFatalError(ControllerError):
-    """CSTS.CFS is set: the controller gave up and needs a reset."""
+    """CSTS.CFS is set, or resets do not help: the controller gave up."""
+
+    maybe_done = True
 
 
 class ControllerStateError(ControllerError):
@@ -205,9 +214,13 @@ class ControllerStateError(ControllerError):
 class DeviceGoneError(ControllerError):
     """Registers and configuration space read all ones: removed, unplugged or dead."""
 
+    maybe_done = True
+
 
 class CommandTimeoutError(UdrvError, TimeoutError):
     """A command did not complete in time; its buffer stays in quarantine (docs/architecture.md)."""
+
+    maybe_done = True
 
 
 # --- what the caller got wrong -------------------------------------------------------------------
@@ -308,6 +321,8 @@ class KernelIoError(UdrvError, OSError):
     errno: of the kernel.     command: a description ("read nsid=1 slba=0 nlb=8").
     qid: the queue it was submitted on; 0 for an admin command.
     """
+
+    maybe_done = True
 
     def __init__(
         self, tried: str, *, errno: int, command: str = "", qid: int = 0,

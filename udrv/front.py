@@ -19,6 +19,7 @@ from udrv import pci
 from udrv.errors import TargetError
 from udrv.memory import Ledger
 from udrv.nvme.controller import DEFAULT_ENTRIES, DEFAULT_QUEUES, Controller
+from udrv.nvme.timeouts import Timeouts
 from udrv.vfio.device import Device
 
 _Opener = Callable[[str, bool, ExitStack], Device]
@@ -71,6 +72,8 @@ def open(
     wait: str = "poll",
     ledger: Ledger | None = None,
     shadow_doorbells: bool = True,
+    timeouts: Timeouts | None = None,
+    recover: bool = True,
 ) -> Controller:
     """Open a controller and bring it to the state ready.
 
@@ -101,6 +104,9 @@ def open(
     ledger: is told of DMA memory before it is mapped.
     shadow_doorbells: where the controller has Doorbell Buffer Config, tell it of commands through
         memory, and write its registers only when it asks for that.
+    timeouts: seconds that commands may take, by the class of their opcode.
+    recover: what is overdue is aborted, and if that does not help the controller is reset and its
+        queues are made again (docs/recovery.md). Both: not where the kernel drives the controller.
 
     Raises `TargetError`, `DeviceNotFoundError`, `PermissionDeniedError`, `NoIommuError`,
     `GroupNotViableError`, `DeviceInUseError`, `MemlockError`, `VfioUserProtocolError`,
@@ -140,6 +146,8 @@ def open(
             check_memlock=device.transport == "vfio",
             ledger=ledger,
             shadow_doorbells=shadow_doorbells,
+            timeouts=timeouts,
+            recover=recover,
             resources=resources.pop_all(),
         )
 

@@ -353,6 +353,7 @@ class struct_udrv_overdue:
 
 class struct_udrv_qp:
     shared: struct_udrv_qp_shared
+    closed: int
     eventfd: int
     ring_after_ns: int
 
@@ -531,6 +532,7 @@ class Lib:
     UDRV_KEYS: Final[int]
     UDRV_KEY_REST: Final[int]
     UDRV_NS_UNKNOWN: Final[int]
+    UDRV_QP_HALTED: Final[int]
     UDRV_QP_PRP_MAX_TRANSFER: Final[int]
     UDRV_QP_SLOTS: Final[int]
     UDRV_QP_UNTIMED: Final[int]

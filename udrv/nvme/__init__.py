@@ -8,6 +8,9 @@ from udrv.nvme.lifecycle import State
 from udrv.nvme.namespace import Namespace
 from udrv.nvme.pair import HYBRID
 from udrv.nvme.queue import Queue
+from udrv.nvme.recovery import Reset
+from udrv.nvme.retry import may_retry
+from udrv.nvme.timeouts import Timeouts
 
 __all__ = [
     "FLUSH",
@@ -25,5 +28,8 @@ __all__ = [
     "Namespace",
     "Queue",
     "Reaped",
+    "Reset",
     "State",
+    "Timeouts",
+    "may_retry",
 ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from udrv.core import lib
 from udrv.errors import CommandTimeoutError, ControllerError, InvalidRequestError, UdrvError
 from udrv.fork import ForkGuard
 from udrv.memory import Buffer, DmaMemory
@@ -18,14 +19,23 @@ from udrv.nvme.batch import STATUS_CODE, Completions
 from udrv.nvme.events import AsyncEvent, Events
 from udrv.nvme.lifecycle import Lifecycle
 from udrv.nvme.pair import MAX_SLOTS, QueuePair
+from udrv.nvme.recovery import Recovery
 from udrv.nvme.spec import command
 from udrv.nvme.spec.identify import IDENTIFY_SIZE, decode_nsid_list
 from udrv.nvme.spec.opcodes import AdminOpcode, Cns
 from udrv.nvme.status import error_from_status
+from udrv.nvme.timeouts import Timeouts
 from udrv.units import integer, seconds
 
-#: Admin commands may take long (a format, a self-test's start); the specification sets no limit.
-ADMIN_TIMEOUT = 60.0
+#: Seconds that a caller waits beyond a command's limit for the reset that follows it.
+_RESET_SECONDS = 60.0
+#: A command that a reset ended is sent so many times in all, where that does no harm.
+_TRIES = 3
+#: Those that ask, or set what they set again.
+_REPEATABLE = frozenset({
+    AdminOpcode.IDENTIFY, AdminOpcode.GET_LOG_PAGE, AdminOpcode.GET_FEATURES,
+    AdminOpcode.SET_FEATURES, AdminOpcode.KEEP_ALIVE,
+})  # fmt: skip
 
 #: An admin command polls this long before it sleeps, in nanoseconds.
 _SPIN_NS = 50_000
@@ -50,12 +60,32 @@ class AdminResult:
     data: bytes
 
 
+class _ResetError(UdrvError):
+    """The controller was reset; whether the command was sent before that."""
+
+    def __init__(self, submitted: bool) -> None:
+        super().__init__("the controller was reset")
+        self.submitted = submitted
+
+
 class AdminQueue:
-    """Serialises admin commands; any thread may call it."""
+    """Serialises admin commands; any thread may call it.
+
+    Parameters
+    ----------
+    changed: called when the controller said that namespaces changed.
+    timeouts: of commands for which the caller names none.
+    recovery: resets of the controller.
+
+    Attributes
+    ----------
+    resets: somebody resets the controller when a command is overdue: it is waited for.
+    """
 
     def __init__(
         self, pair: QueuePair, memory: DmaMemory, lifecycle: Lifecycle,
-        changed: Callable[[], None] = lambda: None,
+        changed: Callable[[], None] = lambda: None, *,
+        timeouts: Timeouts | None = None, recovery: Recovery | None = None,
     ) -> None:
         self._pair = pair
         self._memory = memory
@@ -67,6 +97,10 @@ class AdminQueue:
         #: Buffers by the slot of their command, for as long as the device may touch them.
         self._held: dict[int, Buffer] = {}
         self._events = Events(self._submit_event_request, changed)
+        self._timeouts = Timeouts() if timeouts is None else timeouts
+        self._recovery = recovery
+        self.resets = False
+        self._epoch = 0
 
     def command(
         self,
@@ -74,27 +108,56 @@ class AdminQueue:
         *,
         read: int = 0,
         write: bytes = b"",
-        timeout: float = ADMIN_TIMEOUT,
+        timeout: float | None = None,
     ) -> AdminResult:
         """Submit one command and wait for it.
+
+        A reset of the controller meanwhile ends it; commands that only ask are then sent again.
 
         Parameters
         ----------
         sqe: 64 bytes; CID and PRPs are filled in.
         read, write: bytes to receive, or data to send; not both.
-        timeout: seconds.
+        timeout: seconds; None: the controller's limit for the opcode, after which it is reset.
 
-        Raises the `NvmeStatusError` of the status, `CommandTimeoutError` when the time runs out
-        (the buffer stays in quarantine), or what happened to the controller.
+        Raises the `NvmeStatusError` of the status (`AbortedByHostError` after a reset),
+        `CommandTimeoutError` when the time runs out (the buffer stays in quarantine), or what
+        happened to the controller.
         """
         self._guard.check("admin queue", self._pair.device)
         if read and write:
             raise InvalidRequestError(
                 "a command moves data one way only", device=self._pair.device
             )
-        timeout = seconds(timeout, device=self._pair.device)
+        if timeout is not None:
+            timeout = seconds(timeout, device=self._pair.device)
         length = integer(read, "a number of bytes", device=self._pair.device) or len(write)
+        for left in reversed(range(_TRIES)):
+            if self._recovery is not None:
+                self._recovery.wait_over()
+            try:
+                status, result, data = self._once(sqe, length, write, timeout)
+                break
+            except _ResetError as reset:
+                if not left or (reset.submitted and sqe[0] not in _REPEATABLE):
+                    status, result, data = int(lib.UDRV_STATUS_ABORTED_BY_HOST), 0, b""
+                    break
+        if status & STATUS_CODE:  # CRD, M and DNR alone make no error
+            raise error_from_status(
+                status,
+                command=describe(sqe),
+                qid=0,
+                result=result & 0xFFFF_FFFF,
+                device=self._pair.device,
+            )
+        return AdminResult(result, data)
+
+    def _once(
+        self, sqe: bytes, length: int, write: bytes, timeout: float | None
+    ) -> tuple[int, int, bytes]:
+        """Status, result and data of one command."""
         with self._lock:
+            epoch = self._epoch
             slot = self._take_slot()
             buffer = self._memory.alloc(length, zero=True) if length else None
             if buffer is not None:
@@ -104,6 +167,7 @@ class AdminQueue:
             # Ctrl-C may come at any line: whether the device has the command is for C to say, so
             # the pin goes in _sweep() only, and a completion is known by its serial number
             serial = self._serial = self._serial + 1
+            submitted = False
             try:
                 self._pair.submit_raw(
                     sqe,
@@ -114,7 +178,11 @@ class AdminQueue:
                     slot=slot,
                     user_data=serial,
                 )
-                self._wait(sqe, serial, timeout)
+                submitted = True
+                self._wait(sqe, serial, timeout, epoch)
+            except _ResetError as reset:  # the reset was the proof; see restarted()
+                reset.submitted = submitted
+                raise
             except BaseException:
                 with contextlib.suppress(UdrvError):  # closed meanwhile: close() has the proof
                     self._pair.quarantine(slot)  # not event requests
@@ -122,17 +190,21 @@ class AdminQueue:
                 raise
             status = int(self._completions.status[0])
             result = int(self._completions.result[0])
-            data = buffer.tobytes() if buffer is not None and read else b""
+            data = buffer.tobytes() if buffer is not None and not write else b""
             self._sweep()
-        if status & STATUS_CODE:  # CRD, M and DNR alone make no error
-            raise error_from_status(
-                status,
-                command=describe(sqe),
-                qid=0,
-                result=result & 0xFFFF_FFFF,
-                device=self._pair.device,
-            )
-        return AdminResult(result, data)
+        return status, result, data
+
+    # --- resets -------------------------------------------------------------------------------
+
+    def halted(self, timeout: float | None = None) -> None:
+        """Called for whoever finds the pair halted: out with him, so that it can be reset."""
+        raise _ResetError(submitted=True)
+
+    def restarted(self) -> None:
+        """The pair is as new: what was in flight is over, event requests too."""
+        self._epoch += 1
+        self._pair.quarantine()
+        self._events.forget()
 
     # --- events -----------------------------------------------------------------------------
 
@@ -154,8 +226,9 @@ class AdminQueue:
                 if self._pair.eventfd >= 0:  # before the look: what comes after it signals anew
                     with contextlib.suppress(BlockingIOError):
                         os.eventfd_read(self._pair.eventfd)
-                while self._pair.wait(self._completions.c, 0, 1, 0, 0):
-                    self._take_event()
+                with contextlib.suppress(_ResetError):
+                    while self._pair.wait(self._completions.c, 0, 1, 0, 0):
+                        self._take_event()
             finally:
                 self._lock.release()
         return self._events.fetch()
@@ -186,9 +259,21 @@ class AdminQueue:
             while self._held:
                 self._held.popitem()[1].unpin()
 
-    def _wait(self, sqe: bytes, serial: int, timeout: float) -> None:
-        deadline = time.monotonic_ns() + int(timeout * _NS)
+    def _limit(self, opcode: int, timeout: float | None) -> tuple[float, float]:
+        """(seconds to wait, seconds to say)."""
+        if timeout is not None:
+            return timeout, timeout
+        limit = self._timeouts.of(opcode, admin=True) or self._timeouts.admin
+        # a reset's own commands must not wait for the next reset
+        patient = self.resets and self._recovery is not None and not self._recovery.is_mine
+        return limit + (_RESET_SECONDS if patient else 0.0), limit
+
+    def _wait(self, sqe: bytes, serial: int, timeout: float | None, epoch: int) -> None:
+        wait, limit = self._limit(sqe[0], timeout)
+        deadline = time.monotonic_ns() + int(wait * _NS)
         while True:
+            if self._epoch != epoch:
+                raise _ResetError(submitted=True)
             left = deadline - time.monotonic_ns()
             # without an interrupt, C would spin on: look for a moment, then sleep here
             slice_ns = left if self._pair.eventfd >= 0 else min(left, _SPIN_NS)
@@ -204,9 +289,9 @@ class AdminQueue:
             if self._pair.eventfd < 0:
                 time.sleep(_SLEEP_SECONDS)
         raise CommandTimeoutError(
-            f"{describe(sqe)} did not complete within {timeout:g} s",
+            f"{describe(sqe)} did not complete within {limit:g} s",
             device=self._pair.device,
-            mend="its memory stays in quarantine; close the controller to reset it",
+            mend="its memory stays in quarantine; reset the controller (Controller.reset)",
         )
 
 

@@ -183,6 +183,9 @@ class AsyncQueue:
         waiting = self._waiting
         if not waiting:
             return 0
+        if self._queue.halted:  # the loop must not wait for the end of a reset
+            self._slowly()
+            return 0
         room = self._queue.depth - self._queue.inflight
         sent = 0
         while waiting and room > 0:
@@ -214,9 +217,7 @@ class AsyncQueue:
             self._refuse(transfer, e)
             return 0
         self._submits += 1
-        transfer.inflight += sent
-        transfer.part += sent
-        transfer.sent = min(transfer.blocks, transfer.sent + sent * transfer.per)
+        transfer.submitted(sent)
         if not transfer.inflight:
             self._seats.rise(transfer)
         return sent
@@ -354,6 +355,10 @@ class AsyncQueue:
         if self.broken is not None or not (self._waiting or self._queue.inflight):
             return
         now = self._loop.time()
+        if self._queue.halted:
+            self._look()  # raises what came of the reset, if that failed
+            self._arm(now + _SILENCE)
+            return
         if now - self._heard >= _SILENCE:
             self._queue.ring()  # and a device that sleeps over commands is woken
             self._look()  # at the latest here a lost interrupt is made good
@@ -387,7 +392,7 @@ class AsyncQueue:
             transfer.error = CommandTimeoutError(
                 f"{where}: {transfer.inflight} commands did not complete {limit}",
                 device=self._queue.device,
-                mend="their memory stays in quarantine; close the controller to reset it",
+                mend="their memory stays in quarantine; reset the controller (Controller.reset)",
             )
         else:
             transfer.error = CommandTimeoutError(
@@ -395,6 +400,7 @@ class AsyncQueue:
                 device=self._queue.device,
                 mend="await fewer at a time, or give them longer",
             )
+            transfer.error.maybe_done = False
         self._settle(transfer)
 
     # --- the end ----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from udrv.errors import ControllerStateError
 from udrv.memory import Buffer
 from udrv.nvme.batch import FLUSH, READ, Batch
 from udrv.nvme.queue import Queue
+from udrv.nvme.retry import RETRIES, may_retry
 from udrv.nvme.spec.opcodes import IoOpcode
 from udrv.nvme.status import error_from_status
 
@@ -32,7 +33,7 @@ class Transfer:
     ----------
     lba, blocks: checked; 0 and 1 for a flush.
     buffer: None for one that is made at the transfer's turn, with the bytes of `source` in it.
-    timeout: seconds without progress.
+    timeout: seconds without progress; None: as long as the controller takes to get it back.
 
     Attributes
     ----------
@@ -42,13 +43,14 @@ class Transfer:
     """
 
     __slots__ = (
-        "bad", "blocks", "buffer", "control", "deadline", "error", "future", "inflight", "lba",
-        "namespace", "opcode", "part", "per", "seat", "sent", "settled", "source", "timeout",
+        "again", "bad", "blocks", "buffer", "control", "deadline", "error", "future", "inflight",
+        "lba", "namespace", "opcode", "part", "per", "retries", "seat", "sent", "settled", "source",
+        "timeout",
     )  # fmt: skip
 
     def __init__(
         self, namespace: Namespace, opcode: int, lba: int, blocks: int, buffer: Buffer | None, *,
-        timeout: float, source: memoryview | None = None, control: int = 0,
+        timeout: float | None, source: memoryview | None = None, control: int = 0,
     ) -> None:  # fmt: skip
         self.namespace = namespace
         self.opcode = opcode
@@ -57,7 +59,7 @@ class Transfer:
         self.buffer = buffer
         self.source = source
         self.control = control
-        self.timeout = timeout
+        self.timeout = namespace.controller.backend.patience if timeout is None else timeout
         self.future: asyncio.Future[None] | None = None
         self.deadline = 0.0
         self.per = 1 if opcode == FLUSH else namespace.max_blocks
@@ -73,6 +75,8 @@ class Transfer:
         self.bad: tuple[int, int, int] | None = None  # part, status, result: the first in order
         self.error: BaseException | None = None
         self.settled = False
+        self.again: list[int] = []  # parts to send once more
+        self.retries = RETRIES
 
     @property
     def what(self) -> str:
@@ -83,12 +87,16 @@ class Transfer:
     def ended(self) -> bool:
         """Nothing more will be submitted."""
         return (
-            self.sent >= self.blocks or self.settled
+            (self.sent >= self.blocks and not self.again) or self.settled
             or self.bad is not None or self.error is not None
         )  # fmt: skip
 
     def refused(self, part: int, status: int, result: int) -> None:
-        """A part completed with an error status."""
+        """A part completed with an error status: once more, or an error."""
+        if self.retries and self.bad is None and may_retry(self.opcode, status):
+            self.retries -= 1
+            self.again.append(part)
+            return
         if self.bad is None or part < self.bad[0]:
             self.bad = (part, status, result)
 
@@ -131,6 +139,8 @@ class Transfer:
 
     def fill(self, batch: Batch, most: int) -> int:
         """Write the next parts, `most` at most, into the batch; returns how many."""
+        if self.again:
+            return self._fill_again(batch, most)
         sent, per = self.sent, self.per
         left = self.blocks - sent
         user_data = self.seat << _PART_BITS | self.part
@@ -148,6 +158,26 @@ class Transfer:
         batch.offset[:n] = start * np.uint64(lba_size)
         batch.user_data[:n] = user_data + np.arange(n, dtype=np.uint64)
         return n
+
+    def _fill_again(self, batch: Batch, most: int) -> int:
+        """The same of parts that failed; `submitted` takes them off the list."""
+        parts = self.again[:most]
+        for row, part in enumerate(parts):
+            start = part * self.per
+            batch.slba[row] = self.lba + start
+            batch.nlb[row] = min(self.per, self.blocks - start)
+            batch.offset[row] = start * self.namespace.lba_size
+            batch.user_data[row] = self.seat << _PART_BITS | part
+        return len(parts)
+
+    def submitted(self, count: int) -> None:
+        """The first `count` commands of what `fill` wrote are with the device."""
+        self.inflight += count
+        if self.again:
+            del self.again[:count]
+            return
+        self.part += count
+        self.sent = min(self.blocks, self.sent + count * self.per)
 
 
 class Seats:

@@ -12,12 +12,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from udrv.errors import UnsupportedOnTransport
+from udrv.errors import DeviceGoneError, UnsupportedOnTransport
 from udrv.memory import Buffer, DmaMemory
 from udrv.nvme.admin import AdminResult
 from udrv.nvme.events import AsyncEvent
 from udrv.nvme.lifecycle import State
+from udrv.nvme.overdue import OverdueWatch
+from udrv.nvme.recovery import Reset
 from udrv.nvme.spec.identify import IdentifyController, IdentifyNamespace
+from udrv.vfio.device import Departure
 
 if TYPE_CHECKING:
     from udrv.nvme.namespace import Namespace
@@ -74,6 +77,13 @@ class Pair(Protocol):
 
     def slot_inflight(self, slot: int) -> int:
         """The same of one slot."""
+
+    @property
+    def halted(self) -> bool:
+        """The controller is being reset: submitting waits until that is over."""
+
+    def pause(self, timeout: float | None = None) -> None:
+        """After -UDRV_EHALTED: return when it is over, or after `timeout` seconds; or raise."""
 
     def wait(
         self, completions: Any, minimum: int, maximum: int, timeout_ns: int, spin_ns: int
@@ -198,6 +208,32 @@ class Backend(ABC):
     @abstractmethod
     def detach(self, pair: Pair) -> None:
         """Return with proof that the device is done with the pair; raise where there is none."""
+
+    # --- recovery ---------------------------------------------------------------------------
+
+    def recover(self, reason: str) -> None:
+        """See `Controller.reset`."""
+        raise UnsupportedOnTransport(
+            "the kernel's driver resets its controllers", device=self.target,
+            mend="nvme reset /dev/nvmeN, or drive the controller over VFIO",
+        )
+
+    @property
+    def resets(self) -> tuple[Reset, ...]:
+        """See `Controller.resets`."""
+        return ()
+
+    def keep(self, recover: bool) -> tuple[OverdueWatch | None, Sequence[Departure]]:
+        """What a keeper is to look at; `recover`: and to act on what is overdue."""
+        return None, ()
+
+    def depart(self, error: DeviceGoneError, orderly: bool) -> None:  # noqa: B027
+        """Tell everybody that the device goes; `orderly`: it works until it is closed."""
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a command may take in all, with all that is done to get it back."""
+        return 120.0
 
     # --- events -----------------------------------------------------------------------------
 

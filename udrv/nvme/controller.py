@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -18,37 +20,37 @@ from udrv.errors import (
 )
 from udrv.fork import ForkGuard
 from udrv.memory import Buffer, Ledger
+from udrv.nvme.about import About
 from udrv.nvme.admin import RESHAPING, AdminResult
 from udrv.nvme.aio import AsyncQueues
 from udrv.nvme.aio_queue import AsyncQueue
 from udrv.nvme.backend import Backend
 from udrv.nvme.direct import DirectBackend
-from udrv.nvme.events import AsyncEvent
+from udrv.nvme.keeper import Keeper
 from udrv.nvme.lane import Lane
 from udrv.nvme.leases import Lease, Leases
 from udrv.nvme.lifecycle import State
 from udrv.nvme.namespace import Namespace
 from udrv.nvme.pair import HYBRID
 from udrv.nvme.queue import Queue
-from udrv.nvme.spec import command
-from udrv.nvme.spec.identify import IdentifyController
-from udrv.nvme.spec.logs import ErrorLogEntry, SmartLog, decode_error_log, decode_smart_log
-from udrv.nvme.spec.opcodes import LogId
+from udrv.nvme.recovery import Reset
+from udrv.nvme.timeouts import Timeouts
 from udrv.units import integer, spin_time
-from udrv.vfio.device import Device
+from udrv.vfio.device import Departure, Device
 
 DEFAULT_ENTRIES = 256
 DEFAULT_QUEUES = 16
+
+#: Seconds that the keeper waits for whoever has the controller, before it looks again.
+_DEPART_SECONDS = 1.0
 
 WAITS = ("poll", "interrupt", "hybrid")
 
 #: Slots of the queues that blocking calls share.
 _LEASED_ENTRIES = 64
-_SMART_SIZE = 512
-_ERROR_ENTRY_SIZE = 64
 
 
-class Controller:
+class Controller(About):
     """An NVMe controller that this process drives (`udrv.open` makes them).
 
     A context manager. `close` deletes the queues, shuts the controller down, unmaps memory and
@@ -66,6 +68,9 @@ class Controller:
     check_memlock: look at RLIMIT_MEMLOCK before mapping (the kernel's VFIO); not for a `Backend`.
     ledger: is told of DMA memory; None for none; not for a `Backend`.
     shadow_doorbells: use Doorbell Buffer Config where there is one; not for a `Backend`.
+    timeouts: time limits of commands, None for the defaults; not for a `Backend`.
+    recover: watch over them: abort what is overdue, then reset the controller (docs/recovery.md);
+        not on a controller that the kernel drives, which does so itself.
     resources: closed after the device: a scoped binding, a child process.
 
     Attributes
@@ -89,6 +94,8 @@ class Controller:
         check_memlock: bool = False,
         ledger: Ledger | None = None,
         shadow_doorbells: bool = True,
+        timeouts: Timeouts | None = None,
+        recover: bool = True,
         resources: ExitStack | None = None,
     ) -> None:
         self._resources = ExitStack() if resources is None else resources
@@ -99,7 +106,7 @@ class Controller:
             else:
                 backend = DirectBackend(
                     device, check_memlock=check_memlock, ledger=ledger,
-                    shadow_doorbells=shadow_doorbells,
+                    shadow_doorbells=shadow_doorbells, timeouts=timeouts,
                 )  # fmt: skip
             undo.pop_all()
         self._backend = backend
@@ -131,6 +138,8 @@ class Controller:
         self._namespaces: dict[int, Namespace] = {}
         self._closed = False  # no new use
         self._released = False  # nothing left to close
+        self._gone: DeviceGoneError | None = None  # why it was closed, if not by its user
+        self._keeper: Keeper | None = None
         self.max_queues = 0
         try:
             queues, entries = integer(queues, "queues ="), integer(entries, "entries =")
@@ -145,10 +154,11 @@ class Controller:
                     mend="1 to 65535 queues of 2 to 65535 entries",
                 )
             backend.start(queues, interrupts)
-            self.identify: IdentifyController = backend.identify
+            self.identify = backend.identify
             self.max_transfer = backend.max_transfer
             self.max_queues = backend.max_queues
             self.default_entries = min(entries, backend.max_queue_entries)
+            self._keep(recover)
         except BaseException:
             self.close()
             raise
@@ -159,55 +169,16 @@ class Controller:
         return f"<Controller {self.target} ({self.transport}) {self.state.value}>"
 
     @property
-    def backend(self) -> Backend:
-        """The transport's side of it; no part of the interface for programs."""
-        return self._backend
-
-    @property
     def state(self) -> State:
         """The state of the controller's life; `State.CLOSED` after `close`."""
+        if self._gone is not None:
+            return State.GONE
         return State.CLOSED if self._closed else self._backend.state
-
-    @property
-    def identify_synthesised(self) -> bool:
-        """Whether `identify` (of a namespace too) was made from sysfs, most of its fields 0.
-
-        So it is for a block device where the kernel does not allow an Identify.
-        """
-        return self._backend.identify_synthesised
-
-    @property
-    def serial(self) -> str:
-        """Serial number, without padding."""
-        return self.identify.sn.strip()
-
-    @property
-    def model(self) -> str:
-        """Model number, without padding."""
-        return self.identify.mn.strip()
-
-    @property
-    def firmware(self) -> str:
-        """Firmware revision, without padding."""
-        return self.identify.fr.strip()
-
-    @property
-    def version(self) -> str:
-        """The specification's version that the controller reports (VS)."""
-        return self._ready().version
-
-    @property
-    def max_queue_entries(self) -> int:
-        """Slots that a queue may have (CAP.MQES + 1)."""
-        return self._ready().max_queue_entries
-
-    @property
-    def interrupt_vectors(self) -> int:
-        """MSI-X vectors armed, the admin queue's included; 0 if everything is polled."""
-        return self._backend.interrupt_vectors
 
     def _ready(self) -> Backend:
         self._guard.check("controller", self.target)
+        if self._gone is not None:
+            raise copy.copy(self._gone)
         if self._closed or self._backend.state is State.NEW:
             raise ClosedError("the controller is closed", device=self.target, mend="open it again")
         return self._backend
@@ -215,6 +186,59 @@ class Controller:
     def check_alive(self) -> None:
         """Raise `DeviceGoneError`, `ControllerFatalError` or `ClosedError` if that is the case."""
         self._ready().check_alive()
+
+    # --- recovery ---------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Reset the controller, and bring it up again with the queues that it had.
+
+        Commands in flight are delivered with the status Command Aborted By Host (see
+        `udrv.nvme.status.AbortedByHostError`); what blocks or is awaited is sent again. Features
+        that were set go back to their saved values. Also the way out of the state "failed".
+
+        Raises `DeviceGoneError`, `ControllerFatalError` or `ControllerTimeoutError` if it does not
+        come up (the state is "failed" or "gone" then), and `UnsupportedOnTransport` where the
+        kernel drives the controller.
+        """
+        self._ready().recover("the program asked for it")
+
+    @property
+    def resets(self) -> tuple[Reset, ...]:
+        """The last resets of the controller since it was opened, the oldest first."""
+        return self._backend.resets
+
+    def _keep(self, recover: bool) -> None:
+        watch, departures = self._backend.keep(recover)
+        if watch is not None:
+            self._keeper = Keeper(
+                watch.look, self.depart, period=watch.period, departures=departures,
+                name=self.target,
+            )  # fmt: skip
+            self._keeper.start()
+
+    def depart(self, departure: Departure) -> bool:
+        """The device went, or has to be closed now; for the keeper.
+
+        Everybody is told why. Returns false if somebody is in the way: then once more.
+        """
+        if not self._lock.acquire(timeout=_DEPART_SECONDS):
+            return False
+        try:
+            if self._released:
+                return True
+            error = DeviceGoneError(
+                departure.reason, state=self.state.value, device=self.target,
+                mend="open it again when it is back",
+            )  # fmt: skip
+            self._backend.depart(error, departure.orderly)
+            if not departure.orderly:  # its user closes it, nobody waits for that
+                return True
+            self._gone = error
+            with contextlib.suppress(UdrvError):  # mostly it was closed all the same
+                self._shut()
+            return self._released
+        finally:
+            self._lock.release()
 
     # --- admin ------------------------------------------------------------------------------
 
@@ -230,26 +254,6 @@ class Controller:
         finally:
             if sqe[:1] and sqe[0] in RESHAPING:  # also after a time-out: it may go on
                 self._forget_namespaces()
-
-    def poll_events(self) -> list[AsyncEvent]:
-        """Asynchronous events since the last call, the oldest first; does not wait.
-
-        The controller tells no second event of a type until the log page that the first one names
-        was read: `ctrl.get_log_page(event.log_page, ...)`. After a namespace notice, namespaces
-        have to be got again (`Controller.namespace`); those at hand refuse further use. An event
-        loop watches `event_fd`; others call this now and then.
-
-        Raises `UnsupportedOnTransport` where the kernel drives the controller.
-        """
-        return self._ready().poll_events()
-
-    @property
-    def event_fd(self) -> int:
-        """An eventfd that is readable when an event may have come; -1 without interrupts.
-
-        Do not read it: `poll_events` and every admin command do.
-        """
-        return self._ready().event_fd
 
     def _forget_namespaces(self) -> None:
         # no lock: called inside of the admin queue's, which others wait for with ours held
@@ -284,22 +288,6 @@ class Controller:
     def namespaces(self) -> dict[int, Namespace]:
         """All active namespaces by NSID."""
         return {nsid: self.namespace(nsid) for nsid in self.namespace_ids()}
-
-    def get_log_page(self, lid: int, nbytes: int, nsid: int = 0xFFFF_FFFF) -> bytes:
-        """`nbytes` (a multiple of 4) of a log page (Get Log Page, Base 5.16)."""
-        return self.admin(command.get_log_page(lid, nbytes, nsid=nsid), read=nbytes).data
-
-    def smart_log(self) -> SmartLog:
-        """SMART / Health Information, of the whole controller."""
-        return decode_smart_log(self.get_log_page(LogId.SMART, _SMART_SIZE))
-
-    def error_log(self) -> tuple[ErrorLogEntry, ...]:
-        """Error Information entries that are in use, the newest first.
-
-        As many as the log has (ELPE) and one command may transfer.
-        """
-        size = min((self.identify.elpe + 1) * _ERROR_ENTRY_SIZE, self.max_transfer)
-        return decode_error_log(self.get_log_page(LogId.ERROR_INFORMATION, size))
 
     # --- memory and queues ------------------------------------------------------------------
 
@@ -416,6 +404,12 @@ class Controller:
         """
         if self._guard.forked:
             return
+        if self._keeper is not None:
+            self._keeper.stop()  # and with it a reset that is under way: it has a bound
+        self._shut()
+        self._gone = None
+
+    def _shut(self) -> None:
         with self._lock:
             if self._released:
                 return

@@ -109,6 +109,10 @@ class Events:
         while len(self._armed) < count:
             self._armed.add(self._submit(command.async_event_request()))
 
+    def forget(self) -> None:
+        """The controller was reset: it holds no requests. Events that came stay to be fetched."""
+        self._armed.clear()
+
     def completed(self, number: int, status: int, result: int) -> bool:
         """Take a completion; False if it is none of a request."""
         if number not in self._armed:

@@ -8,6 +8,19 @@ from udrv.errors import UnsupportedOnTransport, VfioError
 from udrv.vfio.device import MSIX, Device
 
 
+def new_eventfd(device: str) -> int:
+    """A non-blocking eventfd; `VfioError` if there is no descriptor left."""
+    try:
+        return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    except OSError as error:
+        raise VfioError(
+            f"there is no descriptor for an eventfd: {error.strerror}",
+            errno=error.errno,
+            device=device,
+            mend="raise the limit of open files (`ulimit -n`), or use interrupts=False",
+        ) from error
+
+
 class Vectors:
     """Arms `1 + queues` vectors of a device, or as many as it has.
 
@@ -25,24 +38,13 @@ class Vectors:
             available = 0  # no MSI-X: every queue is polled
         try:
             for _ in range(min(available, queues + 1)):
-                self._eventfds.append(self._new_eventfd())
+                self._eventfds.append(new_eventfd(device.name))
             if self._eventfds:
                 device.set_irqs(MSIX, self._eventfds)
                 self._armed = True
         except BaseException:
             self.close()
             raise
-
-    def _new_eventfd(self) -> int:
-        try:
-            return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        except OSError as error:
-            raise VfioError(
-                f"there is no descriptor for an interrupt: {error.strerror}",
-                errno=error.errno,
-                device=self._device.name,
-                mend="raise the limit of open files (`ulimit -n`), or use interrupts=False",
-            ) from error
 
     def __len__(self) -> int:
         return len(self._eventfds)

@@ -36,7 +36,7 @@ from udrv.errors import (
 from udrv.fork import ForkGuard
 from udrv.memory import DmaMemory, Ledger
 from udrv.nvme import nodes
-from udrv.nvme.admin import ADMIN_TIMEOUT, AdminResult, active_nsids
+from udrv.nvme.admin import AdminResult, active_nsids
 from udrv.nvme.backend import Backend, Pair, Step
 from udrv.nvme.kernel_admin import admin_command
 from udrv.nvme.kernel_facts import BlockFacts, synthesised_controller, synthesised_namespace
@@ -261,7 +261,7 @@ class KernelBackend(Backend):
     def admin(self, sqe: bytes, *, read: int = 0, write: bytes = b"", **kw: Any) -> AdminResult:
         return admin_command(
             self._fd, sqe, device=self.target, path=str(self._node.path), read=read, write=write,
-            timeout=kw.pop("timeout", ADMIN_TIMEOUT), **kw,
+            **kw,
         )
 
     def namespace_ids(self) -> tuple[int, ...]:

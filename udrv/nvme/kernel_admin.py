@@ -16,10 +16,11 @@ from udrv.errors import (
     PermissionDeniedError,
     UnsupportedOnTransport,
 )
-from udrv.nvme.admin import ADMIN_TIMEOUT, AdminResult, describe
+from udrv.nvme.admin import AdminResult, describe
 from udrv.nvme.batch import STATUS_CODE
 from udrv.nvme.spec.opcodes import AdminOpcode
 from udrv.nvme.status import error_from_status
+from udrv.nvme.timeouts import Timeouts
 from udrv.units import integer, seconds
 
 #: NVME_IOCTL_ADMIN64_CMD and struct nvme_passthru_cmd64 of <linux/nvme_ioctl.h>.
@@ -41,6 +42,10 @@ _KERNELS = frozenset({
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+#: Of commands for which the caller names no limit.
+_LIMITS = Timeouts()
+
+
 def admin_command(
     fd: int,
     sqe: bytes,
@@ -49,7 +54,7 @@ def admin_command(
     path: str,
     read: int = 0,
     write: bytes = b"",
-    timeout: float = ADMIN_TIMEOUT,
+    timeout: float | None = None,
 ) -> AdminResult:
     """Send one admin command through the node that `fd` is open on, and wait for it.
 
@@ -58,7 +63,7 @@ def admin_command(
     sqe: 64 bytes; CID and data pointers are the kernel's.
     read, write: bytes to receive, or data to send; not both.
     timeout: seconds, after which the kernel aborts the command (and, if that fails, resets the
-        controller).
+        controller); None: as `Timeouts` has it for the opcode.
 
     Raises the `NvmeStatusError` of the status, `PermissionDeniedError`, `CommandTimeoutError`,
     `UnsupportedOnTransport` for what belongs to the kernel or what the ioctl cannot carry, or
@@ -73,6 +78,8 @@ def admin_command(
     length = integer(read, "a number of bytes", device=device) or len(write)
     if not 0 <= length <= _MAX_LENGTH:
         raise InvalidRequestError(f"{length} bytes of data", device=device)
+    if timeout is None:
+        timeout = _LIMITS.of(sqe[0], admin=True) or _LIMITS.admin_long
     timeout_ms = min(max(int(seconds(timeout, device=device) * 1000), 1), _MAX_TIMEOUT_MS)
     (opcode, flags, _cid, nsid, cdw2, cdw3, metadata, _prp1, _prp2, *cdw10_15) = _SQE.unpack(sqe)
     _refuse(opcode, flags, metadata, device)

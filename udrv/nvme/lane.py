@@ -9,13 +9,14 @@ lose a queue.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
 from udrv.core import ffi, lib
-from udrv.errors import CommandTimeoutError, InvalidRequestError
+from udrv.errors import ClosedError, CommandTimeoutError, InvalidRequestError, UdrvError
 from udrv.memory import Buffer
-from udrv.nvme.pair import WAIT_SLICE_NS
+from udrv.nvme.pair import HALTED, WAIT_SLICE_NS
 from udrv.units import seconds
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Lane:
     def lend(self) -> bool:
         """Keep `run` out until `take_back`; False while a thread is inside."""
         ret = lib.udrv_lane_lend(self.c, 1)
-        if ret not in (0, BUSY):
+        if ret not in (0, BUSY, HALTED):
             self.queue.pair.fail(ret, f"queue {self.queue.qid}")
         return ret == 0
 
@@ -64,14 +65,16 @@ class Lane:
             ret: int = lib.udrv_lane_wait(self.c, target)
             if ret >= 0:
                 return ret
-            if ret != PENDING:
+            if ret == HALTED:
+                self.queue.pair.pause(_LOOK_SECONDS)
+            elif ret != PENDING:
                 self.queue.pair.fail(ret, f"queue {self.queue.qid}")
             now = time.monotonic()
             if now > deadline:
                 raise CommandTimeoutError(
                     f"{what} on queue {self.queue.qid} did not complete within {timeout:g} s",
                     device=self.queue.device,
-                    mend="its memory stays in quarantine; close the controller to reset it",
+                    mend="its memory stays in quarantine; reset the controller (Controller.reset)",
                 )
             if now - looked > _LOOK_SECONDS:
                 self.queue.check_alive()
@@ -89,9 +92,14 @@ class Lane:
         except InvalidRequestError:  # a thousand commands that never ended
             slot = _NO_SLOT
         old: int = self.c.batch.slot
-        self.queue.hold_buffer(old, buffer)
+        with contextlib.suppress(ClosedError):  # unmapped: no device reaches it
+            self.queue.hold_buffer(old, buffer)
         self.queue.drop_slot(old)  # let go of when nothing of it is in flight
-        lib.udrv_lane_give_up(self.c, target, slot)
+        while lib.udrv_lane_give_up(self.c, target, slot) == HALTED:
+            with contextlib.suppress(UdrvError):  # what came of the reset is told to the next call
+                self.queue.pair.pause(_LOOK_SECONDS)
+                continue
+            return  # halted for good: nobody comes in any more
 
     def aim(self, namespace: Namespace, buffer: Buffer) -> None:
         """Leave with the buffer what this lane needs of it and of the namespace."""

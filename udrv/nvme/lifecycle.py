@@ -44,6 +44,7 @@ class State(enum.Enum):
     IDENTIFY = "identify"
     QUEUES = "negotiate queues"
     READY = "ready"
+    RESETTING = "reset"
     SHUTDOWN = "shut down"
     FAILED = "failed"
     GONE = "gone"
@@ -61,9 +62,10 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.WAIT_READY: _ENDS | {State.IDENTIFY},
     State.IDENTIFY: _ENDS | {State.QUEUES},
     State.QUEUES: _ENDS | {State.READY},
-    State.READY: _ENDS,
+    State.READY: _ENDS | {State.RESETTING},
+    State.RESETTING: _ENDS | {State.DISABLE},
     State.SHUTDOWN: frozenset({State.FAILED, State.GONE, State.CLOSED}),
-    State.FAILED: frozenset({State.SHUTDOWN, State.GONE, State.CLOSED}),
+    State.FAILED: frozenset({State.SHUTDOWN, State.GONE, State.CLOSED, State.RESETTING}),
     State.GONE: frozenset({State.CLOSED}),
     State.CLOSED: frozenset(),
 }
@@ -271,8 +273,17 @@ class Lifecycle:
             what,
             state=where,
             device=self._device,
-            mend="close it and open it again, which resets the controller",
+            mend="reset it (Controller.reset), or close it and open it again",
         )
+
+    def registers(self) -> dict[str, int]:
+        """Those that say how it stands, by name; for records of what went wrong."""
+        read32, read64 = self._registers.read32, self._registers.read64
+        return {
+            "CAP": read64(Offset.CAP), "VS": read32(Offset.VS), "CC": read32(Offset.CC),
+            "CSTS": read32(Offset.CSTS), "AQA": read32(Offset.AQA), "ASQ": read64(Offset.ASQ),
+            "ACQ": read64(Offset.ACQ),
+        }  # fmt: skip
 
     def _gone(self, what: str) -> NoReturn:
         self._registers.check_alive(self.state.value)

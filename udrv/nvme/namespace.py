@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
+import time
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -13,6 +15,7 @@ from udrv.errors import (
     AlignmentError,
     BufferTooSmallError,
     BufferTypeError,
+    ControllerError,
     ControllerStateError,
     InvalidRequestError,
     LbaRangeError,
@@ -23,15 +26,13 @@ from udrv.nvme.aio_seats import Transfer
 from udrv.nvme.batch import FLUSH, FUA, READ, STATUS_CODE, WRITE, Batch
 from udrv.nvme.lane import BUSY
 from udrv.nvme.queue import Queue
+from udrv.nvme.retry import RETRIES, delay, may_retry
 from udrv.nvme.spec.identify import IdentifyNamespace
 from udrv.nvme.status import error_from_status
 from udrv.units import seconds
 
 if TYPE_CHECKING:
     from udrv.nvme.controller import Controller
-
-#: Seconds that a blocking call waits for its commands.
-IO_TIMEOUT = 30.0
 
 _run_lane = lib.udrv_lane_run
 
@@ -103,12 +104,14 @@ class Namespace:
             )
 
     def read(
-        self, lba: int, blocks: int, into: Buffer | None = None, *, timeout: float = IO_TIMEOUT
+        self, lba: int, blocks: int, into: Buffer | None = None, *, timeout: float | None = None
     ) -> Buffer:
         """Read `blocks` blocks from `lba`; returns `into`, or a new buffer of that many bytes.
 
         Any length: transfers above `max_blocks` are split. Any thread may call it. `timeout`:
-        seconds in which none of its commands completes, here and in `write` and `flush`. Raises
+        seconds in which none of its commands completes, here and in `write` and `flush`; None:
+        the controller's time limits, after which it aborts or resets and sends again what may be
+        sent again (docs/recovery.md). Raises
         `LbaRangeError`, `BufferTooSmallError`, `BufferTypeError` before anything is sent;
         the `NvmeStatusError` of the first part that failed; `CommandTimeoutError`.
         """
@@ -120,7 +123,7 @@ class Namespace:
         return buffer
 
     def write(
-        self, lba: int, data: Buffer | Data, *, fua: bool = False, timeout: float = IO_TIMEOUT
+        self, lba: int, data: Buffer | Data, *, fua: bool = False, timeout: float | None = None
     ) -> None:
         """Write `data`, a multiple of the block size, at `lba`.
 
@@ -142,7 +145,7 @@ class Namespace:
             buffer[:] = np.frombuffer(source, np.uint8)
         self._transfer(WRITE, lba, blocks, buffer, control=FUA if fua else 0, timeout=timeout)
 
-    def flush(self, *, timeout: float = IO_TIMEOUT) -> None:
+    def flush(self, *, timeout: float | None = None) -> None:
         """Make all completed writes of this namespace durable (Flush)."""
         with self.controller.lease_queue() as (queue, batch, _):
             batch.bind(self, None)
@@ -152,7 +155,7 @@ class Namespace:
     # --- the same, awaited ------------------------------------------------------------------
 
     async def read_async(
-        self, lba: int, blocks: int, into: Buffer | None = None, *, timeout: float = IO_TIMEOUT
+        self, lba: int, blocks: int, into: Buffer | None = None, *, timeout: float | None = None
     ) -> Buffer:
         """`read`, awaited in a running event loop (docs/async.md).
 
@@ -167,7 +170,7 @@ class Namespace:
         return cast(Buffer, done)
 
     async def write_async(
-        self, lba: int, data: Buffer | Data, *, fua: bool = False, timeout: float = IO_TIMEOUT
+        self, lba: int, data: Buffer | Data, *, fua: bool = False, timeout: float | None = None
     ) -> None:
         """`write`, awaited; see `read_async`.
 
@@ -188,7 +191,7 @@ class Namespace:
             )
         await queue.run(transfer)
 
-    async def flush_async(self, *, timeout: float = IO_TIMEOUT) -> None:
+    async def flush_async(self, *, timeout: float | None = None) -> None:
         """`flush`, awaited: of writes that were awaited before; see `read_async`."""
         queue = self.controller.async_queue()
         self.check_usable()
@@ -279,7 +282,9 @@ class Namespace:
 
     # --- one command in one call ----------------------------------------------------------------
 
-    def _quick(self, opcode: int, lba: int, blocks: int, buffer: Buffer, timeout: float) -> bool:
+    def _quick(
+        self, opcode: int, lba: int, blocks: int, buffer: Buffer, timeout: float | None
+    ) -> bool:
         """Transfer by one command if all is ready for it; False, with nothing done, if it is not.
 
         `opcode` has `control` in its bits 31:16. What is wrong is for the other way to find out.
@@ -294,7 +299,7 @@ class Namespace:
             token is not self.token or self.stale
             or not (flags.carray if opcode == READ else flags.c_contiguous)
             # a wait of C is longer than a short time-out; what is no number at all, others refuse
-            or not (timeout is IO_TIMEOUT or (type(timeout) in (int, float) and timeout >= 1))
+            or not (timeout is None or (type(timeout) in (int, float) and timeout >= 1))
         ):  # fmt: skip
             return False
         uses = allocation.uses
@@ -308,7 +313,10 @@ class Namespace:
             if status < 0:
                 if status == BUSY or not lane.held(target):  # refused: nothing is in flight
                     return False
-                status = lane.wait(target, f"{_NAMES[opcode & 0xFF]} nsid={self.nsid}", timeout)
+                status = lane.wait(
+                    target, f"{_NAMES[opcode & 0xFF]} nsid={self.nsid}",
+                    self.controller.backend.patience if timeout is None else timeout,
+                )  # fmt: skip
         except BaseException as error:
             try:
                 held = lane.held(target)
@@ -322,6 +330,8 @@ class Namespace:
         finally:
             uses.pop()
         if status & STATUS_CODE:
+            if may_retry(opcode & 0xFF, status):
+                return False  # the other way sends it again
             raise error_from_status(
                 status,
                 command=f"{_NAMES[opcode & 0xFF]} nsid={self.nsid} slba={lba} nlb={blocks}",
@@ -335,7 +345,7 @@ class Namespace:
 
     def _transfer(
         self, opcode: int, lba: int, blocks: int, buffer: Buffer, *, control: int = 0,
-        timeout: float,
+        timeout: float | None,
     ) -> None:
         per = self.max_blocks
         if per < 1:
@@ -359,33 +369,49 @@ class Namespace:
             if blocks <= per:  # the next time it is one call
                 lane.aim(self, buffer)
 
-    def _run(self, queue: Queue, batch: Batch, count: int, timeout: float) -> None:
-        """Submit rows 0 to count - 1 and wait for all of them; the first bad status raises."""
-        what = f"{_NAMES[int(batch.opcode[0])]} nsid={self.nsid}"
+    def _run(self, queue: Queue, batch: Batch, count: int, timeout: float | None) -> None:
+        """Submit rows 0 to count - 1 and wait for all of them; the first bad status raises.
+
+        What may be sent again is, `RETRIES` times a call.
+        """
+        opcode = int(batch.opcode[0])
+        what = f"{_NAMES[opcode]} nsid={self.nsid}"
         bad: tuple[int, int, int] | None = None
+        if timeout is None:
+            timeout = self.controller.backend.patience
         timeout = seconds(timeout, device=self.controller.target)
+        retries = RETRIES
         try:
             submitted = queue.submit(batch, 0, count)
             left = count
+            again: list[int] = []
             while left:
                 if submitted < count:
                     submitted += queue.submit(batch, submitted, count - submitted)
+                while again and queue.submit(batch, again[-1], 1):
+                    again.pop()
                 reaped = queue.reap(1, timeout=timeout)
                 if not len(reaped):
                     reaped = queue.rescue()
                 if not len(reaped):
-                    if submitted < count and not queue.inflight:
+                    if (submitted < count or again) and not queue.inflight:
                         continue  # commands that were given up came late, and made room
                     queue.give_up(batch, what, timeout)
                 left -= len(reaped)
                 for row in np.flatnonzero(reaped.status & STATUS_CODE):
-                    index = int(reaped.user_data[row])
-                    if bad is None or index < bad[0]:
-                        bad = (index, int(reaped.status[row]), int(reaped.result[row]))
+                    index, status = int(reaped.user_data[row]), int(reaped.status[row])
+                    if retries and bad is None and may_retry(opcode, status):
+                        retries -= 1
+                        left += 1
+                        again.append(index)
+                        time.sleep(delay(self.controller.identify, status))
+                    elif bad is None or index < bad[0]:
+                        bad = (index, status, int(reaped.result[row]))
         except BaseException:
             # Ctrl-C, a dead controller: what is still out must not complete into the next call
             if batch.inflight:
-                queue.quarantine(batch)
+                with contextlib.suppress(ControllerError):
+                    queue.quarantine(batch)
             raise
         if bad is not None:
             index, status, result = bad

@@ -6,30 +6,19 @@ and it frees in the right order. It knows nothing of commands.
 
 from __future__ import annotations
 
+import copy
 import operator
+import os
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from udrv.core import ffi, lib
-from udrv.errors import (
-    AlignmentError,
-    BufferTooSmallError,
-    ClosedError,
-    ControllerStateError,
-    ForkedError,
-    InvalidRequestError,
-    LbaRangeError,
-    PermissionDeniedError,
-    QueueBusyError,
-    QueueFullError,
-    TransferTooLargeError,
-    UdrvError,
-    UnsupportedOnTransport,
-    VfioError,
-)
+from udrv.errors import ClosedError, InvalidRequestError, UdrvError
 from udrv.memory import Buffer, DmaMemory, Region
+from udrv.nvme.qp_errors import raise_qp_error
 from udrv.nvme.registers import Doorbell
 from udrv.nvme.shadow import ShadowEntry
 
@@ -56,67 +45,22 @@ HYBRID = int(lib.UDRV_SPIN_MEASURED)
 MAX_SLOTS = int(lib.UDRV_QP_SLOTS)
 PRP_MAX_TRANSFER = int(lib.UDRV_QP_PRP_MAX_TRANSFER)
 
-_ERRORS: dict[int, tuple[type[UdrvError], str, str | None]] = {
-    lib.UDRV_EBUSY: (
-        QueueBusyError,
-        "another thread is inside this queue",
-        "give each thread a queue of its own (ctrl.create_queue())",
-    ),
-    lib.UDRV_EFORKED: (
-        ForkedError,
-        "the queue belongs to the parent process",
-        "open the device again in the child",
-    ),
-    lib.UDRV_ECLOSED: (ClosedError, "the queue is closed", None),
-    lib.UDRV_EHALTED: (
-        ControllerStateError, "the controller is being reset", "try again when that is over",
-    ),
-    lib.UDRV_EFULL: (QueueFullError, "no free command slot", "reap completions first"),
-    lib.UDRV_EOPCODE: (
-        InvalidRequestError,
-        "the batch path carries read, write and flush only",
-        "send others one by one, with Queue.submit_raw",
-    ),
-    lib.UDRV_ERANGE: (
-        LbaRangeError,
-        "the blocks lie outside of the namespace (or are none)",
-        "correct slba and nlb: nlb is a count from 1, the namespace ends at Namespace.nsze",
-    ),
-    lib.UDRV_ESIZE: (
-        TransferTooLargeError,
-        "larger than one command may transfer",
-        "split it at Namespace.max_blocks, or use Namespace.read and write, which do",
-    ),
-    lib.UDRV_EBUFFER: (
-        BufferTooSmallError,
-        "the data would lie outside of the buffer",
-        "bind a larger buffer, or correct the offset",
-    ),
-    lib.UDRV_EALIGN: (
-        AlignmentError,
-        "the data address is not a multiple of 4",
-        "correct the offset",
-    ),
-    lib.UDRV_ETRANSPORT: (
-        UnsupportedOnTransport,
-        "this transport cannot carry the command (fused, SGL, metadata pointer, control bits)",
-        "leave those fields zero, or use VFIO",
-    ),
-    lib.UDRV_EREADONLY: (
-        PermissionDeniedError,
-        "the namespace is open for reading only",
-        "open it again with the permission to write",
-    ),
-    lib.UDRV_EINVAL: (InvalidRequestError, "an index or a count is out of range", None),
-}
+#: The controller is being reset: try again when that is over.
+HALTED = -int(lib.UDRV_EHALTED)
+_CLOSED = -int(lib.UDRV_ECLOSED)
+_BUSY = -int(lib.UDRV_EBUSY)
+_MOST_OVERDUE = 64
 
 
-def raise_qp_error(code: int, *, device: str, where: str) -> NoReturn:
-    """Raise what a negative return value of the C core stands for."""
-    if -code in _ERRORS:
-        cls, tried, mend = _ERRORS[-code]
-        raise cls(f"{where}: {tried}", device=device, mend=mend)
-    raise VfioError(f"{where}: waiting for the interrupt failed", errno=-code, device=device)
+class Overdue(NamedTuple):
+    """A command in flight beyond its limit; `key` tells it from every other one of its queue."""
+
+    key: tuple[int, int]
+    cid: int
+    opcode: int
+    age: float  # seconds
+    slba: int
+    nbytes: int
 
 
 class StateMapper:
@@ -186,6 +130,13 @@ class QueuePair:
         self.reap_c = lib.udrv_qp_reap
         self.on_device = False
         self.shadowed = shadow is not None
+        self._shadow = shadow
+        self.timed = timestamps
+        #: Returns when a reset of the controller is over, or after so many seconds. Set by whoever
+        #: resets it.
+        self.wait_over: Callable[[float | None], None] | None = None
+        #: What its controller did, from then on.
+        self.why: UdrvError | None = None
         self.where = f"queue {qid}" if qid else "admin queue"
         self._regions: list[Region] = []
         self._handle: Any = None
@@ -245,13 +196,21 @@ class QueuePair:
 
     def _check(self, ret: int) -> int:
         if ret < 0:
-            raise_qp_error(ret, device=self.device, where=self.where)
+            self.fail(ret, self.where)
         return ret
+
+    def _call(self, function: Any, *args: Any) -> int:
+        """Call a function of the core, again while the controller is being reset."""
+        while (ret := int(function(self.c, *args))) == HALTED:
+            self.pause()
+        return self._check(ret)
 
     @property
     def c(self) -> Any:
         """The `struct udrv_qp *`. Raises `ClosedError` after `free`."""
         if self._handle is None:
+            if self.why is not None:
+                raise copy.copy(self.why)
             raise ClosedError(f"{self.where} is closed", device=self.device)
         return self._handle
 
@@ -293,10 +252,8 @@ class QueuePair:
                 f"a command has {SQE_SIZE} bytes, not {len(sqe)}", device=self.device
             )
         entry = ffi.from_buffer(sqe)
-        self._check(
-            lib.udrv_qp_submit_raw(
-                self.c, entry, iova, length, pool_id, pool_offset, 0, slot, user_data
-            )
+        self._call(
+            lib.udrv_qp_submit_raw, entry, iova, length, pool_id, pool_offset, 0, slot, user_data
         )
 
     def submit_command(
@@ -307,25 +264,34 @@ class QueuePair:
             return -int(lib.UDRV_ETRANSPORT)
         if offset > batch.len or length > batch.len - offset:
             return -int(lib.UDRV_EBUFFER)
-        ret = lib.udrv_qp_submit_raw(
-            self.c, ffi.from_buffer(sqe), batch.iova + offset if length else 0,
-            length, batch.pool_id, batch.pool_offset, offset, batch.slot, user_data,
-        )  # fmt: skip
-        return 0 if ret == -lib.UDRV_EFULL else int(ret)
+        while True:
+            ret = lib.udrv_qp_submit_raw(
+                self.c, ffi.from_buffer(sqe), batch.iova + offset if length else 0,
+                length, batch.pool_id, batch.pool_offset, offset, batch.slot, user_data,
+            )  # fmt: skip
+            if ret != HALTED:
+                return 0 if ret == -lib.UDRV_EFULL else int(ret)
+            self.pause()
 
     def fail(self, code: int, where: str) -> NoReturn:
-        """Raise what a negative return value of the C core stands for."""
+        """Raise what a negative return value of the C core stands for.
+
+        Of a pair that was closed because its controller failed, that is what the controller did.
+        """
+        if self.why is not None and code in (_CLOSED, HALTED):
+            raise copy.copy(self.why)
         raise_qp_error(code, device=self.device, where=where)
 
     def wait(
         self, completions: Any, minimum: int, maximum: int, timeout_ns: int, spin_ns: int
     ) -> int:
         """One `udrv_qp_wait`, of at most `WAIT_SLICE_NS`. Returns how many came, maybe too few."""
-        return self._check(
-            lib.udrv_qp_wait(
-                self.c, completions, minimum, maximum, min(timeout_ns, WAIT_SLICE_NS), spin_ns
-            )
-        )
+        limit = min(timeout_ns, WAIT_SLICE_NS)
+        ret = int(lib.udrv_qp_wait(self.c, completions, minimum, maximum, limit, spin_ns))
+        if ret == HALTED:
+            self.pause(limit / 1e9)
+            return 0
+        return self._check(ret)
 
     def aim(self, batch: Any, namespace: Namespace, buffer: Buffer | None) -> None:
         """Write into a `struct udrv_batch *` where its data is, by the device's addresses."""
@@ -362,9 +328,7 @@ class QueuePair:
 
     def quarantine(self, slot: int | None = None) -> int:
         """Give up what is in flight (of one slot, or of all). Returns how many commands."""
-        return self._check(
-            lib.udrv_qp_quarantine(self.c, MAX_SLOTS if slot is None else slot)
-        )
+        return self._call(lib.udrv_qp_quarantine, MAX_SLOTS if slot is None else slot)
 
     def release_all(self) -> int:
         """To be called with proof that the device is done with every command of this queue."""
@@ -377,8 +341,81 @@ class QueuePair:
         """
         if not self.shadowed:
             return False
-        self._check(lib.udrv_qp_ring(self.c))
+        self._call(lib.udrv_qp_ring)
         return True
+
+    # --- a reset of the controller, see qp.h --------------------------------------------------
+
+    @property
+    def halted(self) -> bool:
+        """Nobody gets in: the controller is being reset, or could not be (`why`)."""
+        return bool(self._handle is not None and self._handle.closed == lib.UDRV_QP_HALTED)
+
+    def pause(self, timeout: float | None = None) -> None:
+        """Return when a reset is over, or after `timeout` seconds; raise what came of it."""
+        if self.why is None and self.wait_over is not None:
+            self.wait_over(timeout)
+        if self.why is not None or self.wait_over is None:
+            self.fail(HALTED, self.where)
+
+    def halt(self) -> bool:
+        """Keep everybody out. Returns whether nobody is inside any more (or it is closed)."""
+        ret = int(lib.udrv_qp_halt(self.c))
+        if ret == _BUSY:
+            self.wake()
+            return False
+        if ret != _CLOSED:
+            self._check(ret)
+        return True
+
+    def restart(self) -> int:
+        """With proof that the device is done with it: as new. Returns how many were in flight."""
+        if self._shadow is not None:
+            self._shadow.clear()
+        while (ret := int(lib.udrv_qp_restart(self.c))) == _BUSY:
+            time.sleep(0)  # someone looks at the door
+        return 0 if ret == _CLOSED else self._check(ret)
+
+    def resume(self) -> None:
+        """Let everybody in again, and wake whoever waits for what was in flight."""
+        self.why = None
+        lib.udrv_qp_resume(self.c)
+        self.wake()
+
+    def wake(self) -> None:
+        """Have a waiter look, as an interrupt does."""
+        if self.eventfd >= 0:
+            os.eventfd_write(self.eventfd, 1)
+
+    def broken(self, why: UdrvError) -> None:
+        """Whoever is inside or comes later gets a copy of `why`, until `resume`."""
+        self.why = why
+        if self._handle is not None and not self.halt():
+            self.wake()
+
+    def overdue(self, limits: Any) -> list[Overdue]:
+        """Commands in flight for longer than a `Timeouts.table` allows; see `udrv_qp_overdue`."""
+        found = ffi.new("struct udrv_overdue[]", _MOST_OVERDUE)
+        count = lib.udrv_qp_overdue(self.c, limits, found, _MOST_OVERDUE)
+        return [
+            Overdue((int(row.cid), int(row.submit_ticks)), int(row.cid), int(row.opcode),
+                    row.age_ns / 1e9, int(row.slba), int(row.len))
+            for row in found[0:count]
+        ]  # fmt: skip
+
+    @property
+    def unreaped(self) -> int:
+        """Completions that lie in the ring; exact while nobody reaps."""
+        return int(lib.udrv_qp_unreaped(self.c))
+
+    def rings(self) -> tuple[bytes, bytes, bytes]:
+        """Copies of the submission ring, the completion ring and the shared state."""
+        sq, cq, _, shared = self._regions
+        return (
+            bytes(ffi.buffer(ffi.cast("char *", sq.address), self.entries * SQE_SIZE)),
+            bytes(ffi.buffer(ffi.cast("char *", cq.address), self.entries * CQE_SIZE)),
+            bytes(ffi.buffer(ffi.cast("char *", shared.address), int(self.shared.size))),
+        )
 
     def close(self) -> None:
         """Refuse further calls and wait until nobody is inside. Memory stays until `free`.
@@ -390,9 +427,9 @@ class QueuePair:
             return
         lib.udrv_qp_close(self._handle)  # ends waits, too
         deadline = time.monotonic() + CLOSE_SECONDS
-        while lib.udrv_qp_quarantine(self._handle, MAX_SLOTS) == -lib.UDRV_EBUSY:
+        while lib.udrv_qp_quarantine(self._handle, MAX_SLOTS) == _BUSY:
             if time.monotonic() > deadline:
-                raise_qp_error(-lib.UDRV_EBUSY, device=self.device, where=self.where)
+                raise_qp_error(_BUSY, device=self.device, where=self.where)
             time.sleep(0.0005)
 
     def free(self) -> None:

@@ -26,7 +26,7 @@ from udrv.fork import ForkGuard
 from udrv.memory import Buffer, DmaMemory
 from udrv.nvme.backend import Pair
 from udrv.nvme.batch import Batch, Completions, Reaped
-from udrv.nvme.pair import MAX_SLOTS, SPIN_ONLY, SQE_SIZE
+from udrv.nvme.pair import HALTED, MAX_SLOTS, SPIN_ONLY, SQE_SIZE
 from udrv.units import integer, seconds, spin_time
 
 if TYPE_CHECKING:
@@ -204,6 +204,8 @@ class Queue:
                     self._c, batch.c, first, batch.capacity - first if count is None else count,
                     self._bad,
                 )  # fmt: skip
+            if ret == HALTED:
+                self._pair.pause()
         except (OverflowError, TypeError) as error:
             raise InvalidRequestError(
                 f"queue {self.qid}, {_rows(batch, first, count)}",
@@ -213,6 +215,8 @@ class Queue:
         finally:
             uses.pop()
         if ret < 0:
+            if ret == HALTED:  # the controller was reset meanwhile
+                return self.submit(batch, first, count)
             self._raise_bad_row(ret, batch, first, count)
         return ret
 
@@ -324,7 +328,11 @@ class Queue:
                 f"at most {maximum} completions", device=self.device
             ) from None
         if got < minimum:
-            if got < 0:
+            if got == HALTED:  # for the moment there is nothing
+                if not minimum:
+                    self._pair.pause(0)
+                got = 0
+            elif got < 0:
                 self._pair.fail(got, f"queue {self.qid}")
             want = min(minimum, limit, got + self._pair.inflight)
             if got < want:
@@ -383,19 +391,24 @@ class Queue:
         """Write the doorbell registers, if they are shadowed (else False): see `rescue`."""
         return self._pair.ring()
 
-    def give_up(self, batch: Batch, what: str, timeout: float) -> None:
+    def give_up(self, batch: Batch, what: str, timeout: float) -> NoReturn:
         """Quarantine the batch and raise `CommandTimeoutError`, or what is behind it."""
         count = self.quarantine(batch)
         self._owner.check_alive()
         raise CommandTimeoutError(
-            f"{what} on queue {self.qid}: {count} commands did not complete within {timeout} s",
+            f"{what} on queue {self.qid}: {count} commands did not complete within {timeout:g} s",
             device=self.device,
-            mend="their memory stays in quarantine; close the controller to reset it",
+            mend="their memory stays in quarantine; reset the controller (Controller.reset)",
         )
 
     def check_alive(self) -> None:
         """Raise if the controller is gone, failed or closed."""
         self._owner.check_alive()
+
+    @property
+    def halted(self) -> bool:
+        """The controller is being reset: `submit` waits until that is over; nothing to reap."""
+        return self._pair.halted
 
     @property
     def inflight(self) -> int:

@@ -25,7 +25,8 @@ from udrv.errors import (
     UdrvError,
 )
 from udrv.memory import Buffer
-from udrv.nvme.pair import CLOSE_SECONDS, MAX_SLOTS, WAIT_SLICE_NS, raise_qp_error
+from udrv.nvme.pair import CLOSE_SECONDS, MAX_SLOTS, WAIT_SLICE_NS
+from udrv.nvme.qp_errors import raise_qp_error
 from udrv.rings import diagnose
 from udrv.rings.flags import SetupFlag
 from udrv.rings.native import ffi as uffi
@@ -205,6 +206,14 @@ class UringPair:
         """One command as it is; see `Queue.submit_raw`. Returns 1, 0 or what `fail` takes."""
         entry = ffi.from_buffer(sqe)
         return int(lib.udrv_uring_qp_submit_raw(self.c, batch, entry, offset, length, user_data))
+
+    @property
+    def halted(self) -> bool:
+        """Never: the kernel resets its controllers by itself."""
+        return False
+
+    def pause(self, timeout: float | None = None) -> None:
+        """Return at once: it is never halted."""
 
     def wait(
         self, completions: Any, minimum: int, maximum: int, timeout_ns: int, spin_ns: int

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 from udrv.memory import Mapper
 
@@ -68,6 +68,27 @@ class PostsWrites(Protocol):
 
     def posted_write(self, index: int, offset: int) -> PostedWrite:
         """How to write the register at byte `offset` of a region; valid until `close`."""
+
+
+class Departure(NamedTuple):
+    """A descriptor that says when the device has to be let go of, or went.
+
+    `events` of poll(2), 0 for a hang-up alone. `orderly`: the device still works, and somebody
+    waits for this process to close it. The descriptor is the device's, and valid until `close`.
+    """
+
+    fd: int
+    events: int
+    reason: str
+    orderly: bool
+
+
+@runtime_checkable
+class Departs(Protocol):
+    """A device that says when it goes."""
+
+    def departures(self) -> Sequence[Departure]:
+        """Have it say so, from now on."""
 
 
 class MappedArea(Protocol):

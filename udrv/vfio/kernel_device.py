@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import select
 import threading
 import warnings
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from udrv.errors import (
     VfioError,
 )
 from udrv.vfio import abi
-from udrv.vfio.device import CONFIG, IrqInfo, RegionInfo
+from udrv.vfio.device import CONFIG, ERR, REQ, Departure, IrqInfo, RegionInfo
 from udrv.vfio.kernel_errors import call_error
 from udrv.vfio.kernel_mapper import KernelMapper
 
@@ -106,6 +107,7 @@ class KernelDevice:
         self._regions: dict[int, abi.Region] = {}
         self._areas: list[KernelMappedArea] = []
         self._armed: set[int] = set()
+        self._departures: list[int] = []
         try:
             self._info = abi.device_info(calls, fd)
         except OSError as error:
@@ -270,6 +272,32 @@ class KernelDevice:
                 ) from error
             self._armed.discard(index)
 
+    def departures(self) -> Sequence[Departure]:
+        """VFIO's request (unbind, hot removal: the kernel waits for `close`) and error eventfds.
+
+        Nothing for an interrupt index that the kernel does not have.
+        """
+        found = []
+        # a process without descriptors left can do without: it is closed when its user does
+        for index, reason, orderly in (
+            (REQ, "the kernel asks for it back (unbind or removal)", True),
+            (ERR, "PCI Express reported an uncorrectable error", False),
+        ):
+            with self._lock:
+                try:
+                    if self.irq_info(index).count < 1:
+                        continue
+                    fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                except (VfioError, OSError):
+                    continue
+                self._departures.append(fd)
+                try:
+                    self.set_irqs(index, [fd])
+                except VfioError:
+                    continue
+            found.append(Departure(fd, select.POLLIN, reason, orderly))
+        return found
+
     def reset(self) -> None:
         """Function-level reset; returns when the device let go of memory.
 
@@ -315,6 +343,8 @@ class KernelDevice:
             for area in self._areas:
                 with contextlib.suppress(BufferError):
                     area.close()
+            while self._departures:
+                os.close(self._departures.pop())
             self._closed = True
             # What opening stacked up, in reverse: maps, device, container, group.
             self._undo.close()

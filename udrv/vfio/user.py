@@ -14,6 +14,7 @@ import contextlib
 import errno
 import mmap
 import os
+import select
 import socket
 import struct
 import time
@@ -115,6 +116,7 @@ class UserDevice:
         self._regions: dict[int, tuple[dev.RegionInfo, int, int]] = {}
         self._armed: set[int] = set()
         self._posts: int | None = None
+        self._departures: list[int] = []
         self._version = self._negotiate(timeout)
         payload, _ = channel.request(
             proto.Command.DEVICE_GET_INFO, proto.pack_device_info(), timeout=timeout
@@ -400,6 +402,19 @@ class UserDevice:
             raise UnsupportedOnTransport("the server offers no reset", device=self._name)
         self._channel.request(proto.Command.DEVICE_RESET, timeout=RESET_TIMEOUT_S)
 
+    def departures(self) -> Sequence[dev.Departure]:
+        """The connection: a server that ends hangs up."""
+        self._check_open()
+        try:
+            fd = self._channel.duplicate()
+        except OSError as error:
+            raise VfioError(
+                f"the connection cannot be watched: {error.strerror}", errno=error.errno,
+                device=self._name, mend="raise the limit of open files (`ulimit -n`)",
+            ) from error
+        self._departures.append(fd)
+        return [dev.Departure(fd, select.POLLRDHUP, "the server closed the connection", False)]
+
     def set_bus_master(self, enable: bool) -> None:
         """Set or clear memory space and bus mastering, if the server shows configuration space."""
         self._check_open()
@@ -420,6 +435,7 @@ class UserDevice:
         if self._closed:
             return
         self._closed = True
+        close_fds(self._departures)
         if self._channel.usable:
             deadline = time.monotonic() + CLOSE_TIMEOUT_S
             # A peer that fails here is disconnected all the same, and that ends its DMA.
