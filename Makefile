@@ -20,7 +20,7 @@ AARCH64_CC := aarch64-linux-gnu-gcc
 DEMO := 'soft:?size=1G&lba=4096' --rw randread --bs 4k --iodepth 32 --runtime 5
 
 # What needs a quiet machine comes first; what only counts, last.
-BENCHES := python_overhead async_overhead idle_cpu idle_controller scaling lab_table instructions doorbells \
+BENCHES := python_overhead async_overhead idle_cpu scaling lab_table instructions doorbells \
 	syscalls lab_icount detect_public detect_injected
 BENCHED := build/benches
 

@@ -369,6 +369,21 @@ class FaultScriptError(UdrvError, ValueError):
         self.place = place
 
 
+# --- the completion stream -----------------------------------------------------------------------
+
+
+class StreamError(UdrvError):
+    """There is no stream here, or not one of this version, or it cannot be had as asked for."""
+
+
+class StreamBusyError(StreamError):
+    """Another consumer takes the records of this stream: there can be one."""
+
+
+class ViewsAliveError(UdrvError, BufferError):
+    """Memory of the stream cannot be given back while arrays show it."""
+
+
 # --- detectors -----------------------------------------------------------------------------------
 
 

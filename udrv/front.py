@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -74,6 +74,7 @@ def open(
     shadow_doorbells: bool = True,
     timeouts: Timeouts | None = None,
     recover: bool = True,
+    stream: bool | Mapping[str, Any] = False,
 ) -> Controller:
     """Open a controller and bring it to the state ready.
 
@@ -107,6 +108,8 @@ def open(
     timeouts: seconds that commands may take, by the class of their opcode.
     recover: what is overdue is aborted, and if that does not help the controller is reset and its
         queues are made again (docs/recovery.md). Both: not where the kernel drives the controller.
+    stream: True, or parameters of `Controller.stream`: have all queues tell of their completions,
+        from the start (docs/stream.md).
 
     Raises `TargetError`, `DeviceNotFoundError`, `PermissionDeniedError`, `NoIommuError`,
     `GroupNotViableError`, `DeviceInUseError`, `MemlockError`, `VfioUserProtocolError`,
@@ -120,8 +123,11 @@ def open(
     if target.startswith("/"):
         if bind:
             raise TargetError(f"bind=True fits pci: targets only, not {target!r}")
-        return _open_kernel(
-            target, ledger, queues=queues, entries=entries, interrupts=interrupts, wait=wait
+        return _streamed(
+            _open_kernel(
+                target, ledger, queues=queues, entries=entries, interrupts=interrupts, wait=wait
+            ),
+            stream,
         )
     scheme, colon, rest = target.partition(":")
     opener = _SCHEMES.get(scheme) if colon else None
@@ -137,7 +143,7 @@ def open(
         device = opener(rest, bind, resources)
         # the controller owns the device at once, also if its constructor raises; what is below the
         # device (a child process, a binding) it takes over by the same token
-        return Controller(
+        ctrl = Controller(
             device,
             queues=queues,
             entries=entries,
@@ -150,6 +156,18 @@ def open(
             recover=recover,
             resources=resources.pop_all(),
         )
+    return _streamed(ctrl, stream)
+
+
+def _streamed(ctrl: Controller, stream: bool | Mapping[str, Any]) -> Controller:
+    """With its stream on, if that was asked for; closed if that fails."""
+    if stream is not False:
+        try:
+            ctrl.stream(**({} if stream is True else stream))
+        except BaseException:
+            ctrl.close()
+            raise
+    return ctrl
 
 
 def discover() -> list[str]:

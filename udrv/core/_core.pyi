@@ -435,6 +435,7 @@ class struct_udrv_stream_config:
     cells: int
     stride: int
     period_ns: int
+    serial: int
 
 class struct_udrv_stream_counters:
     seen: int
@@ -464,6 +465,7 @@ class struct_udrv_stream_shared:
     rotation: int
     nr_keys: int
     nr_namespaces: int
+    serial: int
     ns: Any
 
 class struct_udrv_window:

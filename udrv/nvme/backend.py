@@ -41,6 +41,7 @@ class Pair(Protocol):
         max)`, the C functions themselves: called for every submit and reap, and so bound once.
         After `close` they return -UDRV_ECLOSED for as long as anybody has `c`.
     on_device: the device (or the kernel) may reach this queue's memory.
+    timed: commands have timestamps.
     """
 
     device: str
@@ -51,6 +52,7 @@ class Pair(Protocol):
     submit_c: Any
     reap_c: Any
     on_device: bool
+    timed: bool
 
     @property
     def c(self) -> Any:
@@ -101,6 +103,12 @@ class Pair(Protocol):
 
     def aim(self, batch: Any, namespace: Namespace, buffer: Buffer | None) -> None:
         """Write into a `struct udrv_batch *` where its data and its namespace are."""
+
+    def set_stream(self, stream: Any) -> int:
+        """Hang a `struct udrv_stream *` on it, or take it off (None); 0 or a negative error."""
+
+    def consumed(self) -> int:
+        """Completions consumed so far, rejected ones included."""
 
     def close(self) -> None:
         """Refuse further calls and wait until nobody is inside. Memory stays until `free`."""

@@ -15,7 +15,6 @@ from udrv.errors import (
     DeviceGoneError,
     DeviceNotFoundError,
     InvalidRequestError,
-    NvmeStatusError,
     UdrvError,
 )
 from udrv.fork import ForkGuard
@@ -34,7 +33,9 @@ from udrv.nvme.namespace import Namespace
 from udrv.nvme.pair import HYBRID
 from udrv.nvme.queue import Queue
 from udrv.nvme.recovery import Reset
+from udrv.nvme.streaming import Streaming
 from udrv.nvme.timeouts import Timeouts
+from udrv.stream import Stream
 from udrv.units import integer, spin_time
 from udrv.vfio.device import Departure, Device
 
@@ -141,6 +142,7 @@ class Controller(About):
         self._gone: DeviceGoneError | None = None  # why it was closed, if not by its user
         self._keeper: Keeper | None = None
         self.max_queues = 0
+        self._streaming = Streaming(self, self._lock)
         try:
             queues, entries = integer(queues, "queues ="), integer(entries, "entries =")
             if wait not in WAITS:
@@ -349,8 +351,9 @@ class Controller(About):
         # leaves the memory to close(), which frees it when the controller was disabled
         self._queues[qid] = queue
         try:
+            self._streaming.hang(pair)
             self._backend.attach(pair)
-        except NvmeStatusError:
+        except UdrvError:
             if not pair.on_device:
                 self._forget(queue)
             raise
@@ -359,6 +362,7 @@ class Controller(About):
     def _forget(self, queue: Queue) -> None:
         """The device does not know of the queue (any more): free it."""
         queue.abandon()
+        self._streaming.drop(queue.pair)
         queue.release()
         del self._queues[queue.qid]
 
@@ -374,6 +378,16 @@ class Controller(About):
                 return  # close() frees it, once it has proof that the device is done
             self._backend.detach(queue.pair)  # one that fails leaves the memory to close()
             self._forget(queue)
+
+    def stream(self, **how: Any) -> Stream:
+        """The stream of completions, switched on by the first call; see `Streaming.start`."""
+        self._ready().require_ready()
+        return self._streaming.start(**how)
+
+    @property
+    def queues(self) -> list[Queue]:
+        """I/O queues that there are, those of blocking and awaited calls included."""
+        return list(self._queues.values())
 
     @property
     def lanes(self) -> list[Lane]:
@@ -439,6 +453,7 @@ class Controller(About):
                 drained = attempt(queue.abandon) and drained
             drained = attempt(self._backend.drain) and drained
             if drained:
+                attempt(self._streaming.stop)
                 self._release(attempt)
                 self._released = True
         if errors and not (known and isinstance(errors[0], DeviceGoneError)):

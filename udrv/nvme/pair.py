@@ -129,6 +129,7 @@ class QueuePair:
         self.submit_c = lib.udrv_qp_submit
         self.reap_c = lib.udrv_qp_reap
         self.on_device = False
+        self.timed = timestamps
         self.shadowed = shadow is not None
         self._shadow = shadow
         self.timed = timestamps
@@ -140,6 +141,7 @@ class QueuePair:
         self.where = f"queue {qid}" if qid else "admin queue"
         self._regions: list[Region] = []
         self._handle: Any = None
+        self._stream: Any = None
         try:
             sq = self._region(memory, entries * SQE_SIZE)
             cq = self._region(memory, entries * CQE_SIZE)
@@ -325,6 +327,17 @@ class QueuePair:
             "bad_sqid": int(s.anomalies.bad_sqid),
             "late": int(s.anomalies.late),
         }
+
+    def set_stream(self, stream: Any) -> int:
+        """Hang a `struct udrv_stream *` on it, or take it off (None); see stream.h."""
+        ret = lib.udrv_qp_set_stream(self.c, ffi.NULL if stream is None else stream)
+        if not ret:
+            self._stream = stream  # its memory lives as long as C may write there
+        return int(ret)
+
+    def consumed(self) -> int:
+        """Completions consumed so far, rejected ones included."""
+        return int(self.shared.consumed)
 
     def quarantine(self, slot: int | None = None) -> int:
         """Give up what is in flight (of one slot, or of all). Returns how many commands."""

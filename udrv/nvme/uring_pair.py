@@ -104,6 +104,7 @@ class UringPair:
         self.submit_c = lib.udrv_uring_qp_submit
         self.reap_c = lib.udrv_uring_qp_reap
         self.on_device = False
+        self.timed = True
         self.max_transfer = max_transfer
         self.align_mask = align_mask
         self.eventfd = -1
@@ -112,6 +113,7 @@ class UringPair:
         self._pools: dict[int, int | None] = {}
         self._free_indexes = list(range(int(lib.UDRV_URING_BUFFERS) - 1, -1, -1))
         self._handle: Any = None
+        self._stream: Any = None
         flags = (
             (lib.UDRV_URING_BLOCK if block else 0)
             | (lib.UDRV_URING_IOPOLL if iopoll else 0)
@@ -259,6 +261,21 @@ class UringPair:
         error: UdrvError = diagnose.call_error(number, where)
         error.device = self.device
         raise error
+
+    # --- its stream -------------------------------------------------------------------------
+
+    def set_stream(self, stream: Any) -> int:
+        """Hang a `struct udrv_stream *` of the core on it, or take it off (None)."""
+        address = 0 if stream is None else int(ffi.cast("uintptr_t", stream))
+        pointer = uffi.cast("void *", address)
+        ret = lib.udrv_uring_qp_set_stream(self.c, pointer)
+        if not ret:
+            self._stream = stream  # its memory lives as long as C may write there
+        return int(ret)
+
+    def consumed(self) -> int:
+        """CQEs consumed so far, rejected ones included."""
+        return int(self.c.counters.consumed)
 
     # --- tables -----------------------------------------------------------------------------
 

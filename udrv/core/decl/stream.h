@@ -110,6 +110,7 @@ struct udrv_stream_shared {
 	uint64_t rotation;
 	uint32_t nr_keys;
 	uint32_t nr_namespaces;
+	uint64_t serial;
 	struct udrv_stream_namespace ns[...];
 	...;
 };
@@ -121,6 +122,7 @@ struct udrv_stream_config {
 	uint32_t cells;
 	uint32_t stride;
 	uint64_t period_ns;
+	uint64_t serial;
 	...;
 };
 

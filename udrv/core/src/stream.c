@@ -100,6 +100,7 @@ int udrv_stream_init(struct udrv_stream *s, const struct udrv_stream_config *c, 
 	sh->stride = c->stride;
 	sh->clock_source = udrv_clock.source;
 	sh->period_ns = c->period_ns;
+	sh->serial = c->serial;
 	s->keys[c->cells - 1] = UDRV_KEY_REST;
 	for (i = 0; i < sh->chunks; i++) {
 		s->chunks[i].stride = c->stride;
@@ -134,17 +135,22 @@ int udrv_qp_set_stream(struct udrv_qp *qp, struct udrv_stream *s)
 
 	if (s && qp->flags & UDRV_QP_UNTIMED)
 		return -UDRV_EINVAL;
-	ret = udrv_qp_enter(qp);
-	if (ret)
-		return ret;
-	qp->stream = s;
 	if (s) {
+		ret = udrv_qp_enter(qp);
+		if (ret)
+			return ret;
 		s->trackers = qp->trackers;
 		s->polled = udrv_ticks();
 		qp->flags |= UDRV_QP_STREAM;
 	} else {
+		if (qp->fork_generation != udrv_fork_generation)
+			return -UDRV_EFORKED;
+		/* acquire: as udrv_qp_enter(), but a closed pair may be taken off its stream, too */
+		if (__atomic_exchange_n(&qp->owner, 1, __ATOMIC_ACQUIRE))
+			return -UDRV_EBUSY;
 		qp->flags &= ~(uint32_t)UDRV_QP_STREAM;
 	}
+	qp->stream = s;
 	udrv_qp_leave(qp);
 	return 0;
 }

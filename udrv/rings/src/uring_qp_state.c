@@ -293,21 +293,29 @@ int udrv_uring_qp_quarantine(struct udrv_uring_qp *qp, uint32_t slot)
 
 int udrv_uring_qp_set_stream(struct udrv_uring_qp *qp, struct udrv_stream *stream)
 {
-	int ret = udrv_uring_qp_enter(qp);
+	int ret;
 
+	if (!stream) {
+		if (qp->fork_generation != udrv_uring_fork_generation)
+			return -UDRV_EFORKED;
+		/* acquire: as enter(), but a closed queue may be taken off its stream, too */
+		if (__atomic_exchange_n(&qp->owner, 1, __ATOMIC_ACQUIRE))
+			return -UDRV_EBUSY;
+		qp->stream = NULL;
+		udrv_uring_qp_leave(qp);
+		return 0;
+	}
+	ret = udrv_uring_qp_enter(qp);
 	if (ret)
 		return ret;
-	if (stream && !qp->streamed) {
+	if (!qp->streamed)
 		qp->streamed = whole_lines(UDRV_STREAM_PASS * sizeof(*qp->streamed));
-		if (!qp->streamed)
-			ret = -ENOMEM;
-	}
-	if (!ret) {
-		if (stream) {
-			stream->trackers = qp->streamed;
-			stream->polled = udrv_ticks();
-		}
+	if (qp->streamed) {
+		stream->trackers = qp->streamed;
+		stream->polled = udrv_ticks();
 		qp->stream = stream;
+	} else {
+		ret = -ENOMEM;
 	}
 	udrv_uring_qp_leave(qp);
 	return ret;

@@ -71,7 +71,8 @@ struct udrv_stream_shared {
 	uint64_t rotation;	/* of the window that is open; 0: none was yet */
 	uint32_t nr_keys;	/* cells in use */
 	uint32_t nr_namespaces;
-	uint64_t __reserved[4];
+	uint64_t serial;	/* of the configuration */
+	uint64_t __reserved[3];
 
 	struct udrv_stream_counters counters __cacheline_aligned;
 	struct udrv_window window[UDRV_WINDOWS];
@@ -87,6 +88,7 @@ struct udrv_stream_config {
 	uint32_t stride;	/* keep every n-th record, 1 for all */
 	uint32_t __reserved;
 	uint64_t period_ns;	/* 100 ms to 60 s */
+	uint64_t serial;	/* tells it from the stream that was in the same memory before */
 };
 
 #define UDRV_STREAM_MIN_PERIOD_NS 100000000ull
@@ -199,8 +201,8 @@ int udrv_stream_add_namespace(struct udrv_stream *s, uint32_t nsid, uint64_t nsz
 			      uint32_t lba_shift);
 
 /*
- * Hang a stream on a queue pair, or take it off (NULL). Return: 0, -UDRV_EBUSY while somebody is
- * inside, -UDRV_EINVAL for an untimed pair, or another -UDRV_E*.
+ * Hang a stream on a queue pair, or take it off (NULL), which works on a closed pair, too. Return: 0,
+ * -UDRV_EBUSY while somebody is inside, -UDRV_EINVAL for an untimed pair, or another -UDRV_E*.
  */
 int udrv_qp_set_stream(struct udrv_qp *qp, struct udrv_stream *s);
 
