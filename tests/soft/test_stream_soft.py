@@ -5,6 +5,7 @@ does not run, which must not be taken for a drive that is slow."""
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -14,14 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import udrv
 from udrv import soft
-from udrv.errors import InvalidRequestError, NvmeStatusError
+from udrv.errors import InvalidRequestError, NvmeStatusError, StreamError
 from udrv.nvme import FLUSH, READ, WRITE, Controller
 from udrv.soft.faults import Script, fault
-from udrv.stream import HOST_LATE, Batch, attach
+from udrv.stream import COLUMNS, HOST_LATE, Batch, attach, record
 from udrv.vfio.user import from_socket
 
 HOST = Path(__file__).with_name("stream_host.py")
@@ -185,3 +187,57 @@ def test_a_host_that_does_not_run_is_no_slow_drive(mode: str, tmp_path: Path) ->
     finally:
         host.kill()
         host.wait()
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+def run_udrv(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "udrv.cli.main", *arguments], text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def test_a_stream_is_recorded_and_watched_by_others(ctrl: Controller, tmp_path: Path) -> None:
+    ns, buffer = ctrl.namespace(1), ctrl.alloc(4096)
+    me, file = str(os.getpid()), tmp_path / "run.parquet"
+    listed = json.loads(run_udrv("stream", "list", "--json").communicate()[0])
+    assert {"pid": os.getpid(), "target": ctrl.target} in listed
+    recorder = run_udrv("record", me, "-o", str(file), "--seconds", "4", "--json")
+    watcher = run_udrv("stream", "attach", me, "--seconds", "4", "--json")
+    sent = 0
+    while recorder.poll() is None or watcher.poll() is None:
+        ns.read(sent % 1000, 1, into=buffer)
+        sent += 1
+        time.sleep(0.0005)
+    out, err = recorder.communicate()
+    assert recorder.returncode == 0, err
+    done = json.loads(out)
+    table = pq.read_table(file)
+    assert table.num_rows == done["rows"] > 100
+    assert table.schema.names == ["drive", *COLUMNS]
+    assert table.schema.metadata[b"udrv.record"] == b"1"
+    blocks = table.column("slba").to_numpy()
+    assert (np.diff(blocks.astype(np.int64)) % 1000 == 1).all(), "in their order, none missing"
+    assert done["lost"] == 0
+    *windows, last = map(json.loads, watcher.communicate()[0].splitlines())
+    assert watcher.returncode == 0
+    assert len(windows) >= 10
+    assert last["counters"][0]["seen"] <= sent
+    assert all(row["nsid"] == 1 for window in windows for row in window["rows"])
+    replayed = run_udrv("replay", str(file), "--detector", "evidence", "--tick", "1")
+    _, err = replayed.communicate()
+    assert replayed.returncode == 0, err
+
+
+def test_a_recording_that_cannot_be_written_leaves_nothing(
+    ctrl: Controller, tmp_path: Path
+) -> None:
+    ctrl.namespace(1).read(0, 1)
+    with pytest.raises(StreamError, match="cannot be written"):
+        record(ctrl.stream(), tmp_path / "no" / "such.parquet", seconds=0)
+    file = tmp_path / "run.parquet"
+    done = record(ctrl.stream(), file, seconds=0)
+    assert (done.rows, done.lost, done.rejected) == (1, 0, 0)
+    assert pq.read_table(file).column("slba").to_pylist() == [0]

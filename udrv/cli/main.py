@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from udrv._version import __version__
-from udrv.cli import binding, data, detect, inspect, listing, soft
+from udrv.cli import binding, data, detect, inspect, listing, soft, stream
 from udrv.cli.simulate import simulate
 from udrv.program import Debug, ErrorGroup
 from udrv.stdio import run
@@ -58,7 +58,9 @@ app.command("detectors")(detect.detectors)
 app.command("evaluate")(detect.evaluate)
 app.command("replay")(detect.replay)
 app.command("explain")(detect.explain)
+app.command("record")(stream.record)
 app.add_typer(soft.app, name="soft")
+app.add_typer(stream.app, name="stream")
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from udrv.stream.batch import (
     Batch,
 )
 from udrv.stream.reader import Reader, StreamNamespace, attach, open_found
+from udrv.stream.record import Recorded, record
 from udrv.stream.shared import Found, find
 from udrv.stream.stream import Stream, Streamed
 from udrv.stream.windows import (
@@ -52,6 +53,7 @@ __all__ = [
     "Batch",
     "Found",
     "Reader",
+    "Recorded",
     "Stream",
     "StreamNamespace",
     "Streamed",
@@ -61,4 +63,5 @@ __all__ = [
     "bucket_low_ns",
     "find",
     "open_found",
+    "record",
 ]

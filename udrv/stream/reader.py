@@ -273,6 +273,7 @@ def attach(pid: int, target: str | None = None) -> Reader:
     Raises `StreamError` if there is none, or more than one, and `PermissionError`.
     """
     found = [one for one in find(pid) if target in (None, one.target)]
+    found = [one for one in found if not one.ended] or found
     if len(found) != 1:
         have = ", ".join(one.target for one in find(pid)) or "none"
         raise StreamError(

@@ -142,12 +142,13 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A stream of some process: pid, device, and descriptors as paths."""
+    """A stream of some process: pid, device, descriptors as paths, and whether it has ended."""
 
     pid: int
     target: str
     data: str
     reader: str
+    ended: bool = False
 
 
 def find(pid: int | None = None) -> list[Found]:
@@ -165,24 +166,26 @@ def find(pid: int | None = None) -> list[Found]:
         for end in ends.values():
             if len(end) == 2:
                 with contextlib.suppress(StreamError, OSError):
-                    _, target = _header(Path(end["udrv-stream"]))
-                    found.append(Found(one, target, end["udrv-stream"], end["udrv-reader"]))
+                    _, target, ended = _header(Path(end["udrv-stream"]))
+                    found.append(
+                        Found(one, target, end["udrv-stream"], end["udrv-reader"], ended)
+                    )
     return found
 
 
-def _header(path: Path) -> tuple[tuple[int, int], str]:
+def _header(path: Path) -> tuple[tuple[int, int], str, bool]:
     with path.open("rb") as file:
         raw = file.read(_HEADER.size + _NAME_MAX)
     if len(raw) < _HEADER.size:
         raise StreamError(f"{path} is no stream")
-    magic, span, areas, length, _ = _HEADER.unpack_from(raw)
+    magic, span, areas, length, closed = _HEADER.unpack_from(raw)
     if magic != _MAGIC or not span or span % PAGE or not areas or length > _NAME_MAX:
         raise StreamError(
             f"{path} is no stream of this version of udrv",
             mend="use the same version on both sides",
         )
     name = raw[_HEADER.size : _HEADER.size + length]
-    return (span, areas), name.decode(errors="replace")
+    return (span, areas), name.decode(errors="replace"), bool(closed)
 
 
 def _page(mapping: Mapping, index: int) -> Any:
@@ -200,7 +203,7 @@ class Attached:
     """
 
     def __init__(self, data: str, reader: str) -> None:
-        (self.span, self.areas), self.target = _header(Path(data))
+        (self.span, self.areas), self.target, _ = _header(Path(data))
         #: The consumer's pages, once this is the consumer.
         self.reader: Mapping | None = None
         with ExitStack() as undo:
