@@ -38,7 +38,7 @@ import numpy.typing as npt
 from udrv.ml.by_histogram import ByHistogram
 from udrv.ml.detector import Detector, Needs, StateValue
 from udrv.ml.fleet_null import fleet_log10_p, robust_spread
-from udrv.ml.peers import log_ratio, row_quantile
+from udrv.ml.peers import SMALL_GROUP, log_ratio, row_quantile
 from udrv.ml.tails import Stratum, TailConfig, histograms
 from udrv.ml.threshold import TARGET
 from udrv.ml.verdict import Verdict
@@ -48,6 +48,8 @@ Array = npt.NDArray[np.float64]
 
 #: Parts that a tick is cut into, so that one tick tells of noise already.
 _PARTS: Final = 3
+#: Log ratios of a drive's mean load to its peers' that may explain its latency.
+_LOAD_CREDIT: Final = (-0.3, 1.5)
 #: Lengths of batch means, in parts of a tick: with ticks of 15 minutes 5 and 15 minutes, 1, 3 h.
 _LENGTHS: Final = (1, 3, 12, 36)
 
@@ -142,9 +144,9 @@ class Evidence(Detector):
         at = self._group(batch)
         if not len(batch):
             return ()
-        logs = log_ratio(batch.matrix(batch.mean_ns()))
+        logs = log_ratio(batch.matrix(batch.mean_ns()), whole=batch.dense)
         known = ~np.isnan(logs)
-        whole = bool(known.all())
+        whole = (batch.dense and len(batch.devices) >= SMALL_GROUP) or bool(known.all())
         if not whole:
             logs = np.where(known, logs, np.float32(0))
         size = np.abs(logs if whole else logs[known]).reshape(-1)
@@ -221,7 +223,7 @@ class Evidence(Detector):
     def _load(batch: WindowBatch) -> npt.NDArray[np.float32] | None:
         for name in ("depth_mean", "bytes_per_s"):
             if name in batch.columns:
-                load = log_ratio(batch.matrix(batch.columns[name]))
+                load = log_ratio(batch.matrix(batch.columns[name]), whole=batch.dense)
                 load = np.minimum(np.maximum(load, np.float32(-2)), np.float32(2))
                 return load if batch.dense else np.nan_to_num(load, copy=False, nan=0.0)
         return None
@@ -299,7 +301,8 @@ class Evidence(Detector):
         share = 1 / np.maximum(n, 1e-9)
         offset = table["r"] * share
         slope = self._slopes()
-        load = np.clip(table["x"] * share, -0.7, 0.7)
+        # less load than the peers hardly lowers latency (there is a floor); more load raises it
+        load = np.clip(table["x"] * share, *_LOAD_CREDIT)
         offset = offset - slope * load
         offset -= self._places(offset, fresh)
         return offset, np.sqrt(self._noise()), fresh

@@ -47,14 +47,22 @@ def row_quantile(values: Floats, share: float) -> Floats:
     return np.asarray(below + above * (at_row - low_row), np.float32)
 
 
-def log_ratio(values: Floats) -> Floats:
+def log_ratio(values: Floats, *, whole: bool = False) -> Floats:
     """Log of each value over the median of the group, per step: (steps, devices) in and out.
 
     In a group of fewer than `SMALL_GROUP` it is the median of the others. A step in which fewer
-    than two drives have a value is NaN: there is nothing to compare with.
+    than two drives have a value is NaN: there is nothing to compare with. `whole`: the caller knows
+    that there is no NaN.
     """
     logs = np.log(values)
     if values.shape[1] >= SMALL_GROUP:
+        if whole:
+            ranked = np.sort(logs, axis=1)
+            half = values.shape[1] // 2
+            low = ranked[:, half] if values.shape[1] % 2 else ranked[:, half - 1]
+            middle = (low + ranked[:, half]) * np.float32(0.5)
+            ratio: Floats = logs - middle[:, None]
+            return ratio
         centre = row_quantile(logs, 0.5)
         there = np.count_nonzero(~np.isnan(logs), axis=1)
         if there.min(initial=SMALL_GROUP) < 2:

@@ -51,6 +51,9 @@ class Cluster:
     dropped: dict[str, int]
     slow: frozenset[str] = frozenset()
     labels_without_data: int = 0
+    _groups: dict[int, tuple[str, npt.NDArray[np.intp], list[str]]] = field(
+        default_factory=dict, repr=False
+    )
     _grid: tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]] | None = field(
         default=None, repr=False
     )
@@ -79,9 +82,7 @@ class Cluster:
             ]
 
     def _batch(self, at: int, first: int, last: int, end_ns: int) -> WindowBatch:
-        host = self.hosts[at]
-        slots = np.flatnonzero(self.present[at])
-        names = [device_name(self.name, host, self.disks[slot]) for slot in slots]
+        group, slots, names = self._group(at)
         latency = self.latency_us[at, first:last]
         rate = self.bytes_per_s[at, first:last]
         if len(slots) < len(self.disks):
@@ -94,11 +95,20 @@ class Cluster:
         if not dense:
             latency, rate, step, device = latency[there], rate[there], step[there], device[there]
         return WindowBatch(
-            group=f"{self.name}/host_{host}", start_ns=int(self.times_s[first]) * _NS,
+            group=group, start_ns=int(self.times_s[first]) * _NS,
             end_ns=end_ns, devices=names, device=device, step=step, steps=steps,
             step_ns=self.step_s * _NS, dense=dense,
             columns={"mean_ns": latency * np.float32(1000), "bytes_per_s": rate},
         )  # fmt: skip
+
+    def _group(self, at: int) -> tuple[str, npt.NDArray[np.intp], list[str]]:
+        """A host's name, which disks it has, and their names."""
+        if at not in self._groups:
+            host = self.hosts[at]
+            slots = np.flatnonzero(self.present[at])
+            names = [device_name(self.name, host, self.disks[slot]) for slot in slots]
+            self._groups[at] = (f"{self.name}/host_{host}", slots, names)
+        return self._groups[at]
 
     def _indexes(self, steps: int, disks: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         grid = self._grid
