@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 
@@ -20,6 +21,9 @@ from minidriver import (
     command,
 )
 from nvmkit import Drive
+
+from udrv.errors import VfioError
+from udrv.vfio import user_proto as proto
 
 CMBLOC, CMBSZ, CMBMSC, CMBSTS = 0x38, 0x3C, 0x50, 0x58
 BAR2 = 2
@@ -111,6 +115,25 @@ def test_where_it_cannot_be(drive: Drive) -> None:
         assert driver.reg(CMBSTS) == 0, hex(base)
     pair = driver.pair(1)
     assert driver.rw(pair, READ, 0, 1, prp1=IOVA + MEMORY).status == DATA_TRANSFER  # it moved
+    assert driver.rw(pair, READ, 0, 1, prp1=BASE).status == OK
+    driver.set_reg(CMBMSC, 0, 8)
+    assert driver.rw(pair, READ, 0, 1, prp1=BASE).status == DATA_TRANSFER
+
+
+def test_the_client_cannot_take_it_away(drive: Drive) -> None:
+    """DMA_UNMAP is for what DMA_MAP mapped; of all, that is all but the buffer."""
+    driver = drive(OPTIONS)
+    place(driver)
+    pair = driver.pair(1)
+    with pytest.raises(VfioError) as caught:
+        driver.device._channel.request(
+            proto.Command.DMA_UNMAP, proto.pack_dma_unmap(iova=BASE, size=SIZE)
+        )
+    assert caught.value.errno == errno.ENOENT
+    assert driver.rw(pair, READ, 0, 1, prp1=BASE).status == OK
+    everything = struct.pack("=IIQQ", 24, 2, 0, 0)
+    driver.device._channel.request(proto.Command.DMA_UNMAP, everything)
+    driver.device.mapper.dma_map(fd=driver.fd, offset=0, address=0, iova=IOVA, size=MEMORY)
     assert driver.rw(pair, READ, 0, 1, prp1=BASE).status == OK
     driver.set_reg(CMBMSC, 0, 8)
     assert driver.rw(pair, READ, 0, 1, prp1=BASE).status == DATA_TRANSFER

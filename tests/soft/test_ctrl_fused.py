@@ -157,3 +157,51 @@ def test_a_deleted_queue_forgets_its_half(drive: Drive) -> None:
     pair = Pair(1, 16, at, swap.pair.cq)
     for _ in range(40):  # more than the completion queue has entries
         assert driver.run(pair, FLUSH, nsid=1).status == OK
+
+
+def test_a_completion_queue_without_room_for_two_refuses_the_first(drive: Drive) -> None:
+    """It would wait for its second for ever, and that one for room."""
+    driver = drive()
+    cq, sq = driver.pages(1), driver.pages(1)
+    assert driver.create_cq(1, 2, cq).status == OK
+    assert driver.create_sq(1, 16, sq, cqid=1).status == OK
+    swap = Swap.__new__(Swap)
+    swap.driver, swap.pair = driver, Pair(1, 16, sq, cq)
+    swap.old, swap.new = driver.pages(1), driver.pages(1)
+    swap.compare(1)
+    swap.write(2)
+    driver.ring(swap.pair)
+    view = Pair(1, 2, cq, cq)
+    for expected in ((1, INVALID_FIELD), (2, MISSING_FUSED)):
+        until(lambda: driver.peek(view) is not None, "completion")
+        done = driver.take(view)
+        assert (done.cid, done.status) == expected
+
+
+@pytest.mark.parametrize("second", [SECOND, 0])
+def test_halves_of_many_queues_do_not_block_each_other(drive: Drive, second: int) -> None:
+    """Three queues complete in one that holds three: each holds back the first half of a pair."""
+    driver = drive()
+    cq = driver.pages(1)
+    assert driver.create_cq(1, 4, cq).status == OK
+    swaps = []
+    for qid in (1, 2, 3):
+        sq = driver.pages(1)
+        assert driver.create_sq(qid, 16, sq, cqid=1).status == OK
+        swap = Swap.__new__(Swap)
+        swap.driver, swap.pair = driver, Pair(qid, 16, sq, cq)
+        swap.old, swap.new = driver.pages(1), driver.pages(1)
+        swap.compare(10 * qid, slba=qid)
+        driver.ring(swap.pair)
+        swaps.append(swap)
+    for swap in swaps:
+        swap.write(10 * swap.pair.qid + 1, slba=swap.pair.qid, flags=second)
+        driver.ring(swap.pair)
+    view = Pair(1, 4, cq, cq)
+    seen = {}
+    while len(seen) < 6:
+        until(lambda: driver.peek(view) is not None, "completion")
+        done = driver.take(view)
+        seen[done.cid] = done.status
+    first = OK if second else MISSING_FUSED
+    assert seen == {10 * qid + half: OK if half else first for qid in (1, 2, 3) for half in (0, 1)}

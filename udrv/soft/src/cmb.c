@@ -74,6 +74,18 @@ static void place(struct udrv_soft *c)
 	b->base = base;
 }
 
+bool soft_cmb_is(const struct udrv_soft *c, uint64_t iova)
+{
+	return c->cmb.placed && c->cmb.base == iova;
+}
+
+void soft_cmb_unmapped(struct udrv_soft *c)
+{
+	c->cmb.placed = false;
+	if (c->cmb.bytes)
+		place(c);
+}
+
 void soft_cmb_control(struct udrv_soft *c, uint32_t half, uint32_t value)
 {
 	struct soft_cmb *b = &c->cmb;

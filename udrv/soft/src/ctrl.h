@@ -267,6 +267,8 @@ int soft_cmb_open(struct udrv_soft *c);
 void soft_cmb_close(struct udrv_soft *c);
 void soft_cmb_reset(struct udrv_soft *c);
 void soft_cmb_control(struct udrv_soft *c, uint32_t half, uint32_t value); /* CMBMSC, high: 1 */
+bool soft_cmb_is(const struct udrv_soft *c, uint64_t iova); /* a mapping there is the buffer's */
+void soft_cmb_unmapped(struct udrv_soft *c); /* all mappings went, and this one is no client's */
 void soft_cmb_registers(const struct udrv_soft *c, uint8_t *image);
 
 /* --- bell.c -------------------------------------------------------------------------------- */
@@ -339,12 +341,21 @@ uint16_t soft_execute(struct udrv_soft *c, uint16_t sqid, const struct nv_sqe *c
 uint16_t soft_note_status(struct udrv_soft *c, uint16_t sqid, const struct nv_sqe *cmd,
 			  uint16_t status);
 
+/* Of a completion queue, while the first command of a fused operation waits for the second */
+#define SOFT_FUSED_PLACES 2u
+
+enum soft_fused {
+	SOFT_NOT_FUSED, /* a command like any other */
+	SOFT_FUSED_TAKEN, /* dealt with */
+	SOFT_FUSED_LATER, /* there is no room for both */
+};
+
 /**
- * soft_fused() - take a command that is fused, or that follows the first of two that are
- * Return: whether it is dealt with; if not, it is a command like any other.
+ * soft_fused() - a command that is fused, or that follows the first of two that are
+ * @next:	the queue's head once the command is taken; set if it is
  */
-bool soft_fused(struct udrv_soft *c, struct soft_sq *sq, struct soft_cq *cq,
-		const struct nv_sqe *cmd);
+enum soft_fused soft_fused(struct udrv_soft *c, struct soft_sq *sq, struct soft_cq *cq,
+			   const struct nv_sqe *cmd, uint32_t next);
 
 /* AWUN and ACWU, 0's based: what is executed at a time, in blocks of the largest size */
 #define SOFT_ATOMIC(c) ((1u << (c)->cfg.mdts) - 1)

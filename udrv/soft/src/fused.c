@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * Fused operations (base 2.0, 3.4.2): Compare and Write, the only one there is. The first command
- * is held until the next entry of its queue is fetched, with a place of the completion queue
- * reserved for it; then both are executed with nothing between them.
+ * is held until the next entry of its queue is fetched; then both are executed with nothing between
+ * them. It is taken only when the completion queue has room for both, and that room is kept: what is
+ * held can always go on, however many submission queues share the completion queue.
  *
  * Faults are not injected into fused commands.
  */
@@ -47,32 +48,36 @@ static void run_pair(struct udrv_soft *c, struct soft_sq *sq, struct soft_cq *cq
 	finish(c, sq, cq, &second, status);
 }
 
-bool soft_fused(struct udrv_soft *c, struct soft_sq *sq, struct soft_cq *cq,
-		const struct nv_sqe *cmd)
+enum soft_fused soft_fused(struct udrv_soft *c, struct soft_sq *sq, struct soft_cq *cq,
+			   const struct nv_sqe *cmd, uint32_t next)
 {
 	uint32_t fuse = cmd->flags & NV_FLAGS_FUSE;
 
 	if (!sq->qid)
-		return false; /* admin.c refuses it */
+		return SOFT_NOT_FUSED; /* admin.c refuses it */
 	if (sq->fused) {
 		sq->fused = false;
-		cq->reserved--;
+		cq->reserved -= SOFT_FUSED_PLACES;
 		if (fuse == NV_FUSE_SECOND) {
+			sq->head = next;
 			run_pair(c, sq, cq, cmd);
-			return true;
+			return SOFT_FUSED_TAKEN;
 		}
+		/* Before this entry is taken: the host is told of the head that it has now. */
 		finish(c, sq, cq, &sq->first, NV_MISSING_FUSED);
 	}
 	if (!fuse)
-		return false;
-	if (fuse == NV_FUSE_SECOND) {
-		finish(c, sq, cq, cmd, NV_MISSING_FUSED);
-	} else if (fuse != NV_FUSE_FIRST || cmd->opcode != NV_IO_COMPARE) {
-		finish(c, sq, cq, cmd, NV_INVALID_FIELD);
-	} else {
+		return SOFT_NOT_FUSED;
+	if (fuse == NV_FUSE_FIRST && cmd->opcode == NV_IO_COMPARE && cq->size > SOFT_FUSED_PLACES) {
+		if (soft_cq_room(cq) < SOFT_FUSED_PLACES)
+			return SOFT_FUSED_LATER;
+		sq->head = next;
 		sq->first = *cmd;
 		sq->fused = true;
-		cq->reserved++;
+		cq->reserved += SOFT_FUSED_PLACES;
+		return SOFT_FUSED_TAKEN;
 	}
-	return true;
+	sq->head = next;
+	finish(c, sq, cq, cmd, fuse == NV_FUSE_SECOND ? NV_MISSING_FUSED : NV_INVALID_FIELD);
+	return SOFT_FUSED_TAKEN;
 }

@@ -107,6 +107,8 @@ void soft_gather(struct udrv_soft *c, void *data, size_t len)
 		to += part;
 		len -= part;
 	}
+	/* The copy is what is looked at, and not the host's memory once more. */
+	atomic_signal_fence(memory_order_seq_cst);
 }
 
 uint16_t soft_answer(struct udrv_soft *c, const struct nv_sqe *cmd, const void *data, uint32_t len)

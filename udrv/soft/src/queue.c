@@ -158,37 +158,62 @@ static void execute(struct udrv_soft *c, struct soft_sq *sq, struct soft_cq *cq,
 	post(c, cq, sq, cmd->cid, status, result);
 }
 
+/* Nothing is fetched that could not be completed: 4.1.2. */
+static void stall(struct udrv_soft *c, struct soft_sq *sq)
+{
+	c->counters->queue[sq->cqid].cq_full += !sq->stalled;
+	sq->stalled = true;
+}
+
+/* Copy the entry at the head. Return: whether it could be read. */
+static bool fetch(struct udrv_soft *c, struct soft_sq *sq, struct nv_sqe *cmd)
+{
+	uint64_t iova = sq->iova + (uint64_t)sq->head * NV_SQE_SIZE;
+	const void *entry = dma_at(&c->dma, &sq->ref, iova, NV_SQE_SIZE, DMA_READ);
+
+	if (entry) {
+		memcpy(cmd, entry, sizeof(*cmd));
+		/*
+		 * Once: what is checked is what is executed. Without this the compiler may take a
+		 * field from the host's memory again, instead of from the copy.
+		 */
+		atomic_signal_fence(memory_order_seq_cst);
+	}
+	/* Zeroes in place of memory that was cut are no command; loop.c sees to the rest. */
+	if (!entry || dma_lost()) {
+		soft_fatal(c);
+		return false;
+	}
+	return true;
+}
+
 static bool serve(struct udrv_soft *c, struct soft_sq *sq)
 {
 	struct soft_cq *cq = &c->cq[sq->cqid];
 	uint32_t n;
 
 	for (n = 0; n < BURST && sq->head != sq->tail && c->running; n++) {
-		uint64_t iova = sq->iova + (uint64_t)sq->head * NV_SQE_SIZE;
-		const void *entry;
+		uint32_t next = sq->head + 1 == sq->size ? 0 : sq->head + 1;
+		enum soft_fused fused = SOFT_NOT_FUSED;
 		struct nv_sqe cmd;
 
-		if (!soft_cq_room(cq) || (c->injecting && c->inject->late.nr == LATE_MAX)) {
-			/* Nothing is fetched that could not be completed: 4.1.2. */
-			c->counters->queue[cq->qid].cq_full += !sq->stalled;
-			sq->stalled = true;
+		if ((!sq->fused && !soft_cq_room(cq)) ||
+		    (c->injecting && c->inject->late.nr == LATE_MAX)) {
+			stall(c, sq);
+			break;
+		}
+		if (!fetch(c, sq, &cmd))
+			break;
+		if (cmd.flags & NV_FLAGS_FUSE || sq->fused)
+			fused = soft_fused(c, sq, cq, &cmd, next);
+		if (fused == SOFT_FUSED_LATER) {
+			stall(c, sq);
 			break;
 		}
 		sq->stalled = false;
-		entry = dma_at(&c->dma, &sq->ref, iova, NV_SQE_SIZE, DMA_READ);
-		if (!entry) {
-			soft_fatal(c);
-			break;
-		}
-		/* Copied once: what was checked is what is executed. */
-		memcpy(&cmd, entry, sizeof(cmd));
-		if (dma_lost()) { /* that is no command: loop.c sees to the rest */
-			soft_fatal(c);
-			break;
-		}
-		sq->head = sq->head + 1 == sq->size ? 0 : sq->head + 1;
-		if ((cmd.flags & NV_FLAGS_FUSE || sq->fused) && soft_fused(c, sq, cq, &cmd))
+		if (fused == SOFT_FUSED_TAKEN)
 			continue;
+		sq->head = next;
 		if (!c->injecting)
 			execute(c, sq, cq, &cmd);
 		else
@@ -356,7 +381,7 @@ uint16_t soft_delete_sq(struct udrv_soft *c, const struct nv_sqe *cmd)
 	if (c->injecting)
 		soft_fault_sq_gone(c, qid);
 	if (c->sq[qid].fused) /* the host takes it for aborted: 3.3.1.3 */
-		c->cq[c->sq[qid].cqid].reserved--;
+		c->cq[c->sq[qid].cqid].reserved -= SOFT_FUSED_PLACES;
 	c->cq[c->sq[qid].cqid].nr_sqs--;
 	memset(&c->sq[qid], 0, sizeof(c->sq[qid]));
 	list_del(c->sqs, &c->nr_sqs, qid);

@@ -119,12 +119,16 @@ static int dma_unmap(struct udrv_soft *c, struct conn *conn)
 	memcpy(&m, conn->in, sizeof(m));
 	if (m.argsz < sizeof(m))
 		return EINVAL;
-	if (m.flags == VU_UNMAP_ALL && !m.address && !m.size)
+	if (m.flags == VU_UNMAP_ALL && !m.address && !m.size) {
 		dma_clear(&c->dma);
-	else if (m.flags)
+		soft_cmb_unmapped(c);
+	} else if (m.flags) {
 		return EOPNOTSUPP; /* dirty pages are not tracked */
-	else
+	} else if (soft_cmb_is(c, m.address)) {
+		return ENOENT; /* the controller's own: CMBMSC takes it away */
+	} else {
 		err = -dma_remove(&c->dma, m.address, m.size);
+	}
 	reply_with(conn, &m, sizeof(m));
 	return err;
 }
