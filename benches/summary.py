@@ -80,6 +80,8 @@ GOALS = [
     Goal("and of 128", "python_overhead", "ns", 60, _python("batch", 128)),
     Goal("CPU of a process that waits in hybrid mode, at the worst", "idle_cpu", "%", 1,
          lambda rows: max((r["cpu_percent"] for r in rows if r["wait"] == "hybrid"), default=None)),
+    Goal("start of `soft:` until its process is ready, median", "soft_start", "ms", 200,
+         lambda rows: _one(rows, "median_ms", case="the controller's process is ready")),
     *(
         Goal(f"system calls per million I/Os, polled, {case}, depth {depth}", "syscalls", "calls",
              0, _calls(case, depth))

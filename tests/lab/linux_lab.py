@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -19,7 +20,7 @@ from udrv.lab.info import LabDevice
 def sh(*words: object, status: int = 0, timeout: float = 200) -> str:
     """Run a program; its standard output, if it ended with `status`."""
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True,
-                          check=False, timeout=timeout)
+                          errors="replace", check=False, timeout=timeout)
     assert done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -133,18 +134,29 @@ class KernelLines:
     """What the kernel says from now on."""
 
     def __init__(self) -> None:
-        self._mark = f"udrv test at {time.monotonic_ns()}"
-        Path("/dev/kmsg").write_text(self._mark)
+        self._fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.lseek(self._fd, 0, os.SEEK_END)
+        self._lines: list[str] = []
+
+    def __del__(self) -> None:
+        os.close(self._fd)
 
     def __contains__(self, text: str) -> bool:
         return any(text in line for line in self.all())
 
     def all(self) -> list[str]:
-        lines = sh("dmesg").splitlines()
-        at = next(i for i, line in enumerate(lines) if self._mark in line)
-        return lines[at + 1:]
+        """All of it so far, without times."""
+        while True:
+            try:
+                record = os.read(self._fd, 1 << 16)
+            except BlockingIOError:
+                return self._lines
+            except BrokenPipeError:
+                continue  # overwritten before we came: a flood of I/O errors
+            # "level,sequence,time,flags;message", then lines of properties
+            message = record.decode("utf-8", "replace").partition(";")[2]
+            self._lines.append(message.split("\n", 1)[0])
 
     def of_driver(self) -> list[str]:
-        """Those of the NVMe driver and of the block layer, without their times."""
-        return [line.partition("] ")[2] for line in self.all()
-                if "nvme" in line or "blk" in line]
+        """Those of the NVMe driver and of the block layer."""
+        return [line for line in self.all() if "nvme" in line or "blk" in line]
