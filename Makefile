@@ -24,7 +24,7 @@ BENCHES := python_overhead async_overhead idle_cpu soft_start scaling lab_table 
 	doorbells syscalls lab_icount detect_public detect_injected
 BENCHED := build/benches
 
-.PHONY: help demo bench test test-fast test-lab fuzz lint ext stubs system lab-kernel lab-qemu clean distclean
+.PHONY: help demo bench test test-fast test-lab fuzz torture lint ext stubs system lab-kernel lab-qemu clean distclean
 # one environment, one build directory, two cores: the steps use the cores themselves
 .NOTPARALLEL:
 
@@ -60,6 +60,9 @@ test-lab: system ## the full counts
 
 fuzz: ## fuzzers of what others write, RUNS=2500000 inputs each: long; installs clang
 	$(MAKE) -C fuzz run $(if $(RUNS),RUNS=$(RUNS))
+
+torture: $(VENV)/.installed-dev $(VENV)/.built ## random workloads under random faults; RUNS=10000
+	$(BIN)/python tests/soft/torture.py --runs $(or $(RUNS),10000) --first $(or $(FIRST),0)
 
 lint: $(VENV)/.installed-dev $(VENV)/.built ## ruff, mypy --strict, the layers, C warnings (x86-64 and aarch64)
 	$(BIN)/ruff check .

@@ -419,8 +419,10 @@ class DirectBackend(Backend):
         try:
             self.admin(command.create_io_sq(qid, entries, cqid=qid, iova=pair.sq_iova))
         except NvmeStatusError:
-            with contextlib.suppress(NvmeStatusError):  # a reset deleted it
-                self.admin(command.delete_io_cq(qid))
+            # it may be there all the same (a status that lies), and a reset may have deleted both
+            for delete in (command.delete_io_sq, command.delete_io_cq):
+                with contextlib.suppress(NvmeStatusError):
+                    self.admin(delete(qid))
             raise
 
     def _delete(self, qid: int) -> None:
