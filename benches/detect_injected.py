@@ -13,10 +13,12 @@ import argparse
 import json
 import math
 import os
+import random
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,7 +63,7 @@ SPARSE = (
     Load(duration_us=2 * S, depth=2, blocks=256, reads=0.1, think_us=100 * MS),
     Load(duration_us=112 * S, depth=1, reads=0.6, think_us=4 * S),
 )
-GROUPS = (1, 2, 1, 3, 2, 6, 12)
+GROUPS = (1, 2, 1, 3, 1, 4, 1, 2, 6, 12)
 
 
 def _mid(low: float, high: float) -> float:
@@ -240,7 +242,7 @@ def run(job: tuple[Unit, tuple[str, ...]]) -> list[dict[str, Any]]:
                     told |= {"kind": verdict.kind, "scope": verdict.scope.type}
         out.append({
             "detector": name, "unit": unit.name, "drives": unit.drives, "load": unit.load,
-            "power": unit.power, "sick": unit.sick, "score": score, "told": told,
+            "power": unit.power, "sick": unit.sick, "seed": unit.seed, "score": score, "told": told,
             "false": sum(at != unit.sick for at, _ in events), "hours": unit.hours,
         })  # fmt: skip
     return out
@@ -267,7 +269,7 @@ def plan(units: int, days: float, power: float) -> list[tuple[Unit, tuple[str, .
             )  # fmt: skip
             jobs.append((unit, every))
     for name in ("healthy", *LOOK_ALIKES) if power == 1 else ():
-        for at in range(units):
+        for at in range(units if name == "healthy" else units // 2):
             seed += 1
             drives = GROUPS[at % len(GROUPS)]
             if name == "all slow" and drives == 1:
@@ -277,14 +279,12 @@ def plan(units: int, days: float, power: float) -> list[tuple[Unit, tuple[str, .
                 every if name == "healthy" else ("evidence",),
             ))  # fmt: skip
     left = days  # of drives
+    seed = 1_000_000
     while left > 0 and power == 1:
         seed += 1
-        drives = GROUPS[seed % len(GROUPS)]
-        jobs.append((
-            Unit("healthy", drives, loads[seed // 10 % len(loads)] if not seed % 10 else "sparse",
-                 seed, hours=24.0),
-            ("evidence",),
-        ))  # fmt: skip
+        drives = (12, 12, 12, 12, 1, 12, 12, 12, 12, 2, 3, 6)[seed % 12]  # large ones cost less
+        load = loads[seed // 20 % len(loads)] if not seed % 20 else "sparse"
+        jobs.append((Unit("healthy", drives, load, seed, hours=24.0), ("evidence",)))
         left -= drives
     return jobs
 
@@ -320,6 +320,11 @@ def report(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
             days = sum(one["drives"] * one["hours"] for one in some) / 24
             rows.append(_alarms(detector, name, sum(one["false"] for one in some), days))
         if detector == "evidence":
+            beside = [one for one in mine if one["sick"] >= 0]
+            rows.append(_alarms(
+                detector, "peers of a drive with a fault", sum(one["false"] for one in beside),
+                sum((one["drives"] - 1) * one["hours"] for one in beside) / 24,
+            ))  # fmt: skip
             calm = [row for row in rows if row["case"] == "alarms"]
             rows.append(_alarms(
                 detector, "all of these", sum(row["alarms"] for row in calm),
@@ -377,19 +382,32 @@ def text(rows: list[dict[str, Any]], command: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--units", type=int, default=105, help="groups of each class (105)")
-    parser.add_argument("--days", type=float, default=1000, help="healthy drive-days (1000)")
+    parser.add_argument("--units", type=int, default=100, help="groups of each class (100)")
+    parser.add_argument("--days", type=float, default=800, help="of drives, in runs of a day (800)")
     parser.add_argument("--power", type=float, default=1.0, help="of magnitudes: 1 the middle")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", action="store_true", help="into RESULTS.md")
+    parser.add_argument("--keep", type=Path, help="file for results as they come; goes on from it")
+    parser.add_argument("--report", action="store_true", help="of what --keep has; run nothing")
+    parser.add_argument("--part", choices=("hours", "days"), help="only units of an hour, or a day")
     options = parser.parse_args()
-    jobs = plan(options.units, options.days, options.power)
-    jobs.sort(key=lambda job: -job[0].hours * job[0].drives)
     found: list[dict[str, Any]] = []
+    if options.keep is not None and options.keep.exists():
+        found = [json.loads(line) for line in options.keep.read_text().splitlines()]
+    done = {one["seed"] for one in found}
+    jobs = [
+        job for job in plan(options.units, options.days, options.power)
+        if job[0].seed not in done and not options.report
+        and options.part in (None, "days" if job[0].hours > 1 else "hours")
+    ]  # fmt: skip
+    random.Random(0).shuffle(jobs)  # what is kept of an interrupted run is of all classes
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("forkserver")) as pool:
-        for number, one in enumerate(pool.map(run, jobs), 1):
-            found.extend(one)
+        for number, future in enumerate(as_completed([pool.submit(run, job) for job in jobs]), 1):
+            found.extend(future.result())
+            if options.keep is not None:
+                with options.keep.open("a") as kept:
+                    kept.writelines(json.dumps(one) + "\n" for one in future.result())
             if not number % 100:
                 print(f"{number} of {len(jobs)} groups", file=sys.stderr, flush=True)
     rows = report(found)

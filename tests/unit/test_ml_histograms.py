@@ -110,6 +110,16 @@ def test_windows_of_parts_add_up_to_those_of_the_whole(one: int, two: int, seed:
         assert (hist == sum(each[2] for each in have)).all()
 
 
+def test_what_the_host_was_late_for_is_counted_apart() -> None:
+    late = np.arange(1000) % 10 == 0
+    some = records(1000, flags=(late * 2).astype(np.uint8))
+    made = reduced(some)
+    assert made.columns["host_late"].sum() == 100
+    assert made.columns["count"].sum() == made.columns["hist"].sum() == 900
+    assert made.bands["count"].sum() == 900
+    assert made.columns["errors"].sum() == np.count_nonzero(some["status"])
+
+
 def test_at_most_one_percent_of_a_window_is_over_its_p99() -> None:
     made = reduced(records(5000, nlb=np.ones(5000, np.uint16), depth=np.ones(5000, np.uint16)))
     assert 0 < made.bands["over_p99"].sum() <= 50

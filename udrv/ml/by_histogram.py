@@ -190,7 +190,7 @@ def _per_device(batch: WindowBatch, devices: int) -> list[list[float]]:
     count = batch.column("count")
     rows = count > 0
     if "host_late" in batch.columns:
-        rows &= batch.columns["host_late"] * 10 <= count
+        rows &= batch.columns["host_late"] * 9 <= count
     who = batch.device[rows]
     np.add.at(out[:, 0], who, count[rows])
     if "errors" in batch.columns:

@@ -23,6 +23,8 @@ from udrv.ml.window import BAND_COLUMNS, BANDS, WindowBatch, WindowKey
 _SUB_BITS: Final = 3
 _FIRST_EXP: Final = 10  # all below 1 us is one bucket
 _LAST_EXP: Final = 37  # all from 137 s on is one
+#: The flag of a record that its host was late for.
+HOST_LATE: Final = 2
 BUCKETS: Final = ((_LAST_EXP - _FIRST_EXP) << _SUB_BITS) + 2
 _QUANTILE: Final = 0.99
 
@@ -91,21 +93,22 @@ def reduce_records(
     sizes = [max(len(part), 1) for part in parts]
     found, _, stratum = _rows(stratum, math.prod(sizes))
     keys = [_key(int(one), parts) for one in found]
-    late = (column["flags"] & 2) != 0
+    late = (column["flags"] & HOST_LATE) != 0
     failed = (column["status"] & 0x7FF) != 0
     many = max(len(keys), 1)
     rows, first, row_of = _rows(tick * many + stratum, ticks * many)
-    made = _sums(row_of, len(rows), latency)
+    good, in_row = latency[~late], row_of[~late]
+    made = _sums(in_row, len(rows), good)
     made["hist"] = (
-        np.bincount(row_of * BUCKETS + bucket_of(latency), minlength=len(rows) * BUCKETS)
+        np.bincount(in_row * BUCKETS + bucket_of(good), minlength=len(rows) * BUCKETS)
         .reshape(len(rows), BUCKETS).astype(np.uint32)
     )  # fmt: skip
     for name, marks in (("errors", failed), ("host_late", late)):
         made[name] = np.bincount(row_of, marks, len(rows)).astype(np.uint64)
-    over = latency > _per_row_quantile(latency, row_of, made["count"])[row_of]
-    band = np.minimum(column["slba"].astype(np.int64) * BANDS // max(blocks, 1), BANDS - 1)
-    at_band = tick * BANDS + band
-    bands = _sums(at_band, ticks * BANDS, latency)
+    over = good > _per_row_quantile(good, in_row, made["count"])[in_row]
+    slba = column["slba"][~late].astype(np.int64)
+    at_band = tick[~late] * BANDS + np.minimum(slba * BANDS // max(blocks, 1), BANDS - 1)
+    bands = _sums(at_band, ticks * BANDS, good)
     bands["over_p99"] = np.bincount(at_band, over, ticks * BANDS).astype(np.uint64)
     return Reduced(
         tick=tick[first], key=stratum[first], keys=keys, columns=made,
@@ -161,7 +164,8 @@ def _per_row_quantile(
     order = np.argsort(row_of * 2.0**42 + np.minimum(latency, 2.0**41))  # rows, then latency
     ends = np.cumsum(count.astype(np.int64))
     above = ((1 - _QUANTILE) * count.astype(np.float64)).astype(np.int64)
-    return np.asarray(latency[order][ends - 1 - above], np.float64)
+    at = np.clip(ends - 1 - above, 0, len(latency) - 1)  # of a row without any, any
+    return np.asarray(latency[order][at], np.float64)
 
 
 def batches(

@@ -139,7 +139,8 @@ class GroupTails:
         count = batch.column("count")
         usable = count > 0
         if "host_late" in batch.columns:  # the host was late: this tells nothing of the drive
-            usable &= batch.columns["host_late"] * 10 <= count
+            # those that are left are the long ones, where the host was late often
+            usable &= batch.columns["host_late"] * 9 <= count
         shape = (len(self.devices), len(self.queues), len(self.strata))
         where = (batch.device[usable], queue[usable], stratum[usable])
         hist = _gathered(np.ravel_multi_index(where, shape), batch.column("hist")[usable], shape)

@@ -36,7 +36,7 @@ COLUMNS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType({
     "mean_ns": ("f8", "mean latency, where count and sum are not known"),
     "depth_mean": ("f8", "mean number of commands in flight, the command itself included"),
     "bytes_per_s": ("f8", "throughput"),
-    "host_late": ("u8", "completions whose host polled too late to know their latency"),
+    "host_late": ("u8", "completions whose host polled too late; in no other column but errors"),
     "errors": ("u8", "completions with a status other than success"),
 })
 
@@ -45,8 +45,8 @@ COLUMNS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType({
 class WindowKey:
     """Which commands of a device a window holds; -1: all, or not known.
 
-    `size_class` is log2 of the bytes of a command (rounded down), `depth_bucket` log2 of the
-    commands in flight (rounded down).
+    `size_class` is log2 of the bytes of a command, `depth_bucket` log2 of the commands in flight,
+    both rounded as the source does.
     """
 
     namespace: int = -1
