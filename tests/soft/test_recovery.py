@@ -221,6 +221,21 @@ def test_an_admin_command_that_is_not_answered(rig: Make) -> None:
     assert len(r.ctrl.resets) == 2
 
 
+def test_commands_of_both_kinds_that_are_not_answered(rig: Make) -> None:
+    """The Abort of one must not wait for the other, which waits for a reset."""
+    r = rig(timeouts=Timeouts(io=0.2, admin=2.0, abort=0.2))
+    r.ns.read(0, 1)  # its queue is there
+    r.faults.add(fault("drop", queue=0, opcodes="identify", count=1),
+                 fault("drop", opcodes="read", count=1))  # fmt: skip
+    asks = threading.Thread(target=r.ctrl.namespace_ids)
+    asks.start()
+    start = time.monotonic()
+    assert r.ns.read(0, 1).nbytes == 512
+    asks.join(60)
+    assert not asks.is_alive()
+    assert r.ctrl.resets and time.monotonic() - start < 60
+
+
 def test_without_recovery_nothing_is_done(rig: Make) -> None:
     r = rig(recover=False)
     queue = r.ctrl.create_queue(entries=16)

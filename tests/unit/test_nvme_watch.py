@@ -45,14 +45,18 @@ class World:
         self.aborts: list[tuple[int, int]] = []
         self.resets: list[str] = []
         self.on_abort: Callable[[], None] = lambda: None
+        self.admin_busy = False
         self.watch = OverdueWatch(
             LIMITS, pairs=lambda: [cast(QueuePair, pair) for pair in pairs], abort=self.abort,
             reset=self.resets.append, clock=lambda: self.now,
         )  # fmt: skip
 
-    def abort(self, qid: int, cid: int) -> None:
+    def abort(self, qid: int, cid: int) -> bool:
+        if self.admin_busy:
+            return False
         self.aborts.append((qid, cid))
         self.on_abort()
+        return True
 
     def look(self, after: float | None = None) -> None:
         self.now += self.watch.period if after is None else after
@@ -117,6 +121,20 @@ def test_an_abort_that_is_not_answered_is_the_end_of_patience() -> None:
     world.look()
     world.look()
     assert len(world.resets) == 1 and "Abort of command 1 of queue 2" in world.resets[0]
+
+
+def test_an_abort_waits_its_turn_and_is_sent_then() -> None:
+    """An admin command is running (a format): it has its own limit."""
+    pair = FakePair(1)
+    world = World(pair)
+    world.admin_busy = True
+    pair.late = {4}
+    for _ in range(30):
+        world.look()
+    assert not world.aborts and not world.resets
+    world.admin_busy = False
+    world.look()
+    assert world.aborts == [(1, 4)] and not world.resets
 
 
 def test_an_abort_that_is_refused_is_waited_for_all_the_same() -> None:

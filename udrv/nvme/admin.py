@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +66,10 @@ class _ResetError(UdrvError):
     def __init__(self, submitted: bool) -> None:
         super().__init__("the controller was reset")
         self.submitted = submitted
+
+
+class _BusyError(UdrvError):
+    """Another command is running."""
 
 
 class AdminQueue:
@@ -153,10 +157,10 @@ class AdminQueue:
         return AdminResult(result, data)
 
     def _once(
-        self, sqe: bytes, length: int, write: bytes, timeout: float | None
+        self, sqe: bytes, length: int, write: bytes, timeout: float | None, *, blocking: bool = True
     ) -> tuple[int, int, bytes]:
         """Status, result and data of one command."""
-        with self._lock:
+        with self._turn(blocking):
             epoch = self._epoch
             slot = self._take_slot()
             buffer = self._memory.alloc(length, zero=True) if length else None
@@ -194,6 +198,23 @@ class AdminQueue:
             self._sweep()
         return status, result, data
 
+    def abort(self, qid: int, cid: int, timeout: float) -> bool:
+        """Send Abort for a command; False, with nothing sent, while another command is running.
+
+        Whoever aborts what is overdue must not wait for what may be overdue itself. Raises as
+        `command`.
+        """
+        try:
+            status = self._once(command.abort(qid, cid), 0, b"", timeout, blocking=False)[0]
+        except (_BusyError, _ResetError):
+            return False
+        if status & STATUS_CODE:
+            raise error_from_status(
+                status, command=f"abort of command {cid} of queue {qid}", qid=0,
+                device=self._pair.device,
+            )  # fmt: skip
+        return True
+
     # --- resets -------------------------------------------------------------------------------
 
     def halted(self, timeout: float | None = None) -> None:
@@ -205,6 +226,15 @@ class AdminQueue:
         self._epoch += 1
         self._pair.quarantine()
         self._events.forget()
+
+    @contextlib.contextmanager
+    def _turn(self, blocking: bool) -> Iterator[None]:
+        if not self._lock.acquire(blocking=blocking):
+            raise _BusyError("another command is running", device=self._pair.device)
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     # --- events -----------------------------------------------------------------------------
 

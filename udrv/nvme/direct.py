@@ -333,8 +333,9 @@ class DirectBackend(Backend):
     def _watched(self) -> list[QueuePair]:
         return [] if self._why is not None else self._pairs()
 
-    def _abort(self, qid: int, cid: int) -> None:
-        self.admin(command.abort(qid, cid), timeout=self._timeouts.abort)
+    def _abort(self, qid: int, cid: int) -> bool:
+        assert self._admin is not None  # noqa: S101 - READY
+        return self._admin.abort(qid, cid, self._timeouts.abort)
 
     # --- commands and queues ----------------------------------------------------------------
 

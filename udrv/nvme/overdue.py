@@ -35,14 +35,14 @@ class OverdueWatch:
     Parameters
     ----------
     pairs: the queue pairs in use, the admin queue's first.
-    abort: sends Abort for (queue id, command id) and waits for its completion;
-        `CommandTimeoutError` if there is none.
+    abort: sends Abort for (queue id, command id) and waits for its completion; false if it cannot
+        be sent now, as an admin command is running; `CommandTimeoutError` if there is none.
     reset: resets the controller, given the reason.
     """
 
     def __init__(
         self, timeouts: Timeouts, *, pairs: Callable[[], Sequence[QueuePair]],
-        abort: Callable[[int, int], object], reset: Callable[[str], object],
+        abort: Callable[[int, int], bool], reset: Callable[[str], object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self._timeouts = timeouts
@@ -86,22 +86,26 @@ class OverdueWatch:
                     step.aborted = now
                     continue
                 aborts += 1
-                if not self._try_abort(key[0], command):
+                sent = self._try_abort(key[0], command)
+                if sent is None:
                     return
-                step.aborted = self._clock()
+                if sent:
+                    step.aborted = self._clock()
             elif now - step.aborted >= self._timeouts.abort:
                 self._give_up(f"opcode {command.opcode:#04x} on queue {key[0]}", command)
                 return
 
-    def _try_abort(self, qid: int, command: Overdue) -> bool:
-        self.aborts += 1
+    def _try_abort(self, qid: int, command: Overdue) -> bool | None:
+        """Whether it was sent; None: that was the end of patience, and the controller was reset."""
         try:
-            self._abort(qid, command.cid)
+            if not self._abort(qid, command.cid):
+                return False
         except CommandTimeoutError:
             self._give_up(f"the Abort of command {command.cid} of queue {qid}", command)
-            return False
+            return None
         except UdrvError:  # refused: Abort Command Limit Exceeded, or the like
             pass
+        self.aborts += 1
         return True
 
     def _give_up(self, what: str, command: Overdue) -> None:

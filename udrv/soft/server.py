@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import select
 import signal
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
     from udrv.soft._soft import struct_udrv_soft
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+#: Bytes of a path that others can connect to (unix(7)).
+_SUN_PATH = 107
 _LISTEN_BACKLOG = 8
 
 
@@ -90,32 +91,47 @@ def _controller(config: Config) -> Iterator[struct_udrv_soft]:
 def _listening(path: Path) -> Iterator[socket.socket]:
     name = f"vfio-user:{path}"
     _clear_the_way(path, name)
+    if len(os.fsencode(path)) > _SUN_PATH:
+        raise TargetError(
+            f"{path} is too long for a socket", device=name,
+            mend=f"use one of {_SUN_PATH} bytes at most",
+        )  # fmt: skip
+    try:
+        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise DeviceNotFoundError(
+            f"there is no directory {path.parent}", device=name, mend="create it"
+        ) from error
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        # under another name until it listens: who sees the socket can connect to it
+        hidden = f".udrv-{os.getpid()}-{threading.get_native_id()}"
         try:
             mask = os.umask(0o177)  # no moment in which others could connect
             try:
-                listener.bind(str(path))
+                listener.bind(f"/proc/self/fd/{folder}/{hidden}")
             finally:
                 os.umask(mask)
-        except FileNotFoundError as error:
-            raise DeviceNotFoundError(
-                f"there is no directory {path.parent}", device=name, mend="create it"
-            ) from error
+            listener.listen(_LISTEN_BACKLOG)
+            try:
+                os.link(hidden, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+            finally:
+                os.unlink(hidden, dir_fd=folder)
         except PermissionError as error:
             raise PermissionDeniedError(
                 f"no socket can be made in {path.parent}",
                 device=name,
                 mend="write permission on that directory is needed",
             ) from error
+        except FileExistsError as error:
+            raise DeviceInUseError(
+                f"{path} was taken while we looked", device=name, mend="choose another path"
+            ) from error
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise DeviceInUseError(
-                    f"{path} was taken while we looked", device=name, mend="choose another path"
-                ) from error
             raise TargetError(str(error), device=name, mend="use a shorter path") from error
+        finally:
+            os.close(folder)
         made = path.stat()
         try:
-            listener.listen(_LISTEN_BACKLOG)
             yield listener
         finally:
             with contextlib.suppress(OSError):
