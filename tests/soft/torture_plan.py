@@ -76,7 +76,8 @@ def random_fault(rng: random.Random, model: bool) -> Fault:
         plain = [("never_ready", {}), ("shutdown_hang", {})]  # each costs seconds
     effect, parameters = rng.choice(plain)
     if effect in ("cfs", "all_ones", "never_ready", "slow_ready", "slow_reset", "shutdown_hang"):
-        scope = {k: v for k, v in scope.items() if k in ("count", "after", "lba", "opcodes")}
+        kept = ("count", "after", "lba", "opcodes", "queue")
+        scope = {name: value for name, value in scope.items() if name in kept}
         if effect not in ("cfs", "all_ones"):
             scope = {"count": scope["count"]}
         if effect == "shutdown_hang":
