@@ -110,6 +110,19 @@ def test_a_drive_that_appears_late_and_one_that_goes_are_judged_by_what_there_is
     assert run.looks[-1].held == {"cluster_T/host_3/disk2"}
 
 
+def test_hosts_whose_seconds_differ_are_on_one_raster(tmp_path: Path) -> None:
+    table = pq.read_table(make_cluster(tmp_path, slow={"3/2": 2.0}))
+    shifted = table["ts"].to_numpy() + table["host"].to_numpy() % 15
+    at = table.column_names.index("ts")
+    path = tmp_path / "cluster_T.parquet"
+    pq.write_table(table.set_column(at, "ts", pa.array(shifted, pa.int32())), path)
+    cluster = load_cluster(path)
+    assert cluster.latency_us.shape[1] <= 362  # the pause and the ends are not on the raster
+    assert sum(cluster.dropped.values()) == 0
+    assert cluster.step_s == 15
+    assert run_cluster(Evidence, cluster).looks[-1].held == {"cluster_T/host_3/disk2"}
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [

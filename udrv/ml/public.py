@@ -31,7 +31,9 @@ from udrv.ml.window import WindowBatch
 
 _COLUMNS: Final = ("ts", "host", "disk", "throughput", "latency_x100")
 _NS: Final = 1_000_000_000
-_MAX_CELLS: Final = (1 << 31) - 1
+_MAX_CELLS: Final = 1 << 29  # four bytes each, twice
+#: The step of the published data, if nothing else tells.
+_STEP_S: Final = 15
 _MAX_SPAN: Final = 1 << 28  # eight years of seconds
 
 
@@ -141,12 +143,10 @@ def load_cluster(path: Path, labels: dict[str, set[tuple[int, int]]] | None = No
     latency not above zero), and all but the first of one drive and time ("repeated", what a clock
     that was set back leaves) are dropped and counted.
     """
-    times, hosts, disks = (_Codes(name, path) for name in _COLUMNS[:3])
-    rows = 0
-    for part in read_columns(path, _COLUMNS[:3], whole=_COLUMNS[:3]):
-        for codes in (times, hosts, disks):
-            codes.see(part[codes.name])
-        rows += len(part["ts"])
+    rows, (times, hosts, disks) = _codes(path, raster_s=1)
+    if len(times.values) * len(hosts.values) * len(disks.values) > 3 * rows:
+        # most cells would be empty: each host has its own seconds
+        rows, (times, hosts, disks) = _codes(path, raster_s=_STEP_S)
     if not rows:
         raise DataSetError("it has no rows", device=str(path))
     if times.low < 0:
@@ -189,7 +189,7 @@ def load_cluster(path: Path, labels: dict[str, set[tuple[int, int]]] | None = No
     steps, how_often = np.unique(np.diff(times.values), return_counts=True)
     return Cluster(
         name=name, hosts=hosts.values.tolist(), disks=disks.values.tolist(), times_s=times.values,
-        step_s=int(steps[how_often.argmax()]) if len(steps) else 15,
+        step_s=int(steps[how_often.argmax()]) if len(steps) else _STEP_S,
         latency_us=lat_cube, bytes_per_s=rate_cube, present=present, rows=rows, dropped=dropped,
         slow=frozenset(device_name(name, h, d) for h, d in known),
         labels_without_data=len(marked) - len(known),
@@ -199,9 +199,10 @@ def load_cluster(path: Path, labels: dict[str, set[tuple[int, int]]] | None = No
 class _Codes:
     """The distinct integers of a column, and each value's place among them, by a table."""
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, path: Path, raster: int) -> None:
         self.name = name
         self._path = path
+        self._raster = raster
         self.low = 0
         self._seen = np.zeros(0, bool)
         self._values: npt.NDArray[np.int64] | None = None
@@ -246,6 +247,8 @@ class _Codes:
             raise DataSetError(
                 f"column {self.name} has values that are no integers", device=str(self._path)
             )
+        if self._raster > 1:
+            return column.astype(np.int64) // self._raster * self._raster
         wide = column.dtype.itemsize >= 4 and column.dtype.kind == "i"
         return column if wide else column.astype(np.int64)
 
@@ -266,6 +269,17 @@ def load_labels(folder: str | Path) -> dict[str, set[tuple[int, int]]]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataSetError(f"it cannot be read: {error}", device=str(path)) from error
     return out
+
+
+def _codes(path: Path, *, raster_s: int) -> tuple[int, list[_Codes]]:
+    """How many rows there are, and which times, hosts and disks."""
+    codes = [_Codes(name, path, raster_s if name == "ts" else 1) for name in _COLUMNS[:3]]
+    rows = 0
+    for part in read_columns(path, _COLUMNS[:3], whole=_COLUMNS[:3]):
+        for one in codes:
+            one.see(part[one.name])
+        rows += len(part["ts"])
+    return rows, codes
 
 
 def _digits(text: str | None) -> int | None:
