@@ -25,15 +25,26 @@ def public_folder() -> Path | None:
 def make_cluster(
     path: Path, *, hosts: int = 12, disks: int = 6, steps: int = 360, slow: dict[str, float],
     noise: float = 0.1, level_us: float = 50.0, seed: int = 1, pause_at: int = 240,
+    busy_drives: dict[str, float] | None = None, calm_drives: dict[str, float] | None = None,
 ) -> Path:  # fmt: skip
-    """Write a cluster; `slow` maps host/disk ("3/2") to a factor. Load moves latency."""
+    """Write a cluster; `slow` maps host/disk ("3/2") to a factor of latency.
+
+    Load moves latency. Busy drives have a factor of load, and the latency that comes with it; calm
+    ones one of load alone: their latency is at its floor.
+    """
     rng = np.random.default_rng(seed)
     shape = (hosts, disks, steps)
     busy = rng.normal(0, 0.3, (hosts, 1, steps)) + rng.normal(0, 0.2, shape)
+    for place, factor in (busy_drives or {}).items():
+        host, disk = map(int, place.split("/"))
+        busy[host - 1, disk - 1] += np.log(factor)
     latency = np.log(level_us) + 0.3 * busy + rng.normal(0, noise, shape)
     for place, factor in slow.items():
         host, disk = map(int, place.split("/"))
         latency[host - 1, disk - 1] += np.log(factor)
+    for place, factor in (calm_drives or {}).items():
+        host, disk = map(int, place.split("/"))
+        busy[host - 1, disk - 1] += np.log(factor)
     step = np.arange(steps) * 15
     times = 1_700_000_000 + step + 75_600 * (np.arange(steps) >= pause_at)
     host, disk, at = np.indices(shape).reshape(3, -1)

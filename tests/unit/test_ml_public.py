@@ -55,6 +55,18 @@ def test_rows_are_those_of_each_detector_cluster_and_horizon(folder: Path) -> No
     assert all(keys <= set(row) for row in found)
 
 
+def test_a_drive_with_more_load_or_less_than_its_peers_is_not_slow(tmp_path: Path) -> None:
+    path = make_cluster(
+        tmp_path, slow={"3/2": 1.6}, busy_drives={"2/3": 3.0, "9/1": 4.0},
+        calm_drives={"5/1": 0.2, "8/4": 0.3},
+    )  # fmt: skip
+    cluster = load_cluster(path)
+    looks = run_cluster(Evidence, cluster).looks
+    assert looks[-1].held == {"cluster_T/host_3/disk2"}
+    peers = run_cluster(PeerMedian, cluster).looks[-1]
+    assert peers.scores["cluster_T/host_9/disk1"] > 0.3, "by latency alone it is"
+
+
 def test_labels_are_not_looked_at_by_a_run(folder: Path) -> None:
     path = folder / "cluster_T.parquet"
     with_labels = run_cluster(Evidence, load_cluster(path, load_labels(folder)))

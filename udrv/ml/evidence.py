@@ -48,8 +48,11 @@ Array = npt.NDArray[np.float64]
 
 #: Parts that a tick is cut into, so that one tick tells of noise already.
 _PARTS: Final = 3
-#: Log ratios of a drive's mean load to its peers' that may explain its latency.
-_LOAD_CREDIT: Final = (-0.3, 1.5)
+#: The log ratio of a drive's mean load to its peers' that may explain its latency, up or down.
+_MOST_LOAD: Final = 1.5
+#: Below this, less load may explain that a drive is fast, and does not make one slow: latency has a
+#: floor.
+_LEAST_LOAD: Final = -0.3
 #: Lengths of batch means, in parts of a tick: with ticks of 15 minutes 5 and 15 minutes, 1, 3 h.
 _LENGTHS: Final = (1, 3, 12, 36)
 
@@ -301,9 +304,10 @@ class Evidence(Detector):
         share = 1 / np.maximum(n, 1e-9)
         offset = table["r"] * share
         slope = self._slopes()
-        # less load than the peers hardly lowers latency (there is a floor); more load raises it
-        load = np.clip(table["x"] * share, *_LOAD_CREDIT)
-        offset = offset - slope * load
+        load = np.clip(table["x"] * share, -_MOST_LOAD, _MOST_LOAD)
+        full = offset - slope * load
+        least = np.maximum(offset - slope * np.maximum(load, _LEAST_LOAD), 0.0)
+        offset = np.where(load < _LEAST_LOAD, np.minimum(full, least), full)
         offset -= self._places(offset, fresh)
         return offset, np.sqrt(self._noise()), fresh
 
