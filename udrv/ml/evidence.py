@@ -52,7 +52,7 @@ _PARTS: Final = 3
 _MOST_LOAD: Final = 1.5
 #: Below this, less load may explain that a drive is fast, and does not make one slow: latency has a
 #: floor.
-_LEAST_LOAD: Final = -0.3
+_LEAST_LOAD: Final = -0.1
 #: Lengths of batch means, in parts of a tick: with ticks of 15 minutes 5 and 15 minutes, 1, 3 h.
 _LENGTHS: Final = (1, 3, 12, 36)
 
