@@ -62,6 +62,7 @@ class _Worker:
     waiting: int = 0  # 1: it was made, or called, and has not answered
     since: float = 0.0  # when that was
     ready: bool = False
+    poster: Thread | None = None
     said: list[Verdict] = field(default_factory=list)
 
 
@@ -95,7 +96,8 @@ class Runtime:
                     status, process, ours, SimpleQueue(), budget_s or -1.0, 1, time.monotonic()
                 )
                 self._workers.append(worker)
-                Thread(target=_post, args=(worker,), daemon=True).start()
+                worker.poster = Thread(target=_post, args=(worker,), daemon=True)
+                worker.poster.start()
         except BaseException:
             self.close()
             raise
@@ -169,7 +171,8 @@ class Runtime:
                 try:
                     while worker.waiting and worker.pipe.poll():
                         self._answer(worker, worker.pipe.recv())
-                except EOFError:
+                except (EOFError, OSError):
+                    worker.process.join(_END_S)  # its end of the pipe goes before it does
                     code = worker.process.exitcode
                     self._eject(worker, f"its process ended (status {code})")
                 except Exception as error:  # noqa: BLE001 - what it sent cannot even be unpickled
@@ -223,7 +226,7 @@ def _verdicts(said: Any) -> Sequence[Verdict]:
 
 def _post(worker: _Worker) -> None:
     """A thread: a process that was stopped does not read, and the pipe holds less than a batch."""
-    with contextlib.suppress(OSError, ValueError):  # it was killed
+    with contextlib.suppress(OSError):  # it was killed
         while (call := worker.outbox.get()) is not None:
             worker.pipe.send(call)
         worker.pipe.send(None)
@@ -234,6 +237,9 @@ def _kill(worker: _Worker) -> None:
     if worker.process.is_alive():
         worker.process.kill()
     worker.process.join()
+    worker.outbox.put(None)
+    if worker.poster is not None:
+        worker.poster.join()  # writing to a dead process fails; only then may the number be reused
     worker.pipe.close()
 
 
