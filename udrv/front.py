@@ -100,8 +100,8 @@ def open(
     interrupts: arm MSI-X, so that queues with interrupts can be made.
     wait: how blocking calls wait for their commands: "poll" (a CPU is busy meanwhile), "interrupt"
         (asleep) or "hybrid" (poll for as long as the waits before make worth while, then sleep).
-        The latter two need an interrupt: without one the first blocking call raises
-        `UnsupportedOnTransport`.
+        The latter two need an interrupt: where the device has none, the first blocking call
+        raises `UnsupportedOnTransport`.
     ledger: is told of DMA memory before it is mapped.
     shadow_doorbells: where the controller has Doorbell Buffer Config, tell it of commands through
         memory, and write its registers only when it asks for that.

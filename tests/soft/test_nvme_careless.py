@@ -18,6 +18,7 @@ import pytest
 import udrv
 from udrv.errors import (
     BufferTypeError,
+    ClosedError,
     InvalidRequestError,
     QueueBusyError,
     QueueFullError,
@@ -277,3 +278,19 @@ def test_what_objects_look_like(ctrl: Controller) -> None:
         assert repr(queue) == f"<Queue 1 of {ctrl.target}, 8 entries>"
         assert repr(queue.reap()) == "<Reaped, 0 completions>"
     assert repr(queue).startswith("<Queue 1"), "closed, too"
+
+
+def test_what_is_no_batch_and_no_number_of_completions(ctrl: Controller) -> None:
+    queue = ctrl.create_queue(entries=8)
+    for what in ([1, 2], None, np.zeros(4)):
+        with pytest.raises(InvalidRequestError, match="is no batch"):
+            queue.submit(what)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequestError, match="at least 3 completions, but at most 2"):
+        queue.reap(3, 2)
+
+
+def test_a_closed_controller_gives_no_namespaces() -> None:
+    with udrv.open("soft:?size=1M") as opened:
+        opened.namespace(1)
+    with pytest.raises(ClosedError):
+        opened.namespace(1)

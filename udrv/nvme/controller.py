@@ -149,6 +149,11 @@ class Controller(About):
                 raise InvalidRequestError(
                     f"wait={wait!r}", device=self.target, mend=f"one of {', '.join(WAITS)}"
                 )
+            if wait != "poll" and not interrupts:
+                raise InvalidRequestError(
+                    f"wait={wait!r} without interrupts", device=self.target,
+                    mend="interrupts=True, or wait='poll'",
+                )
             if not 1 <= queues <= 65535 or not 2 <= entries <= 65535:
                 raise InvalidRequestError(
                     f"{queues} queues of {entries} entries",
@@ -273,6 +278,7 @@ class Controller(About):
     def namespace(self, nsid: int) -> Namespace:
         """An active namespace; `DeviceNotFoundError` if there is none of that id."""
         nsid = integer(nsid, "a namespace id", device=self.target)
+        self._ready()
         with self._lock:
             if nsid not in self._namespaces:
                 ids = self.namespace_ids()

@@ -189,8 +189,14 @@ class Queue:
         `AlignmentError`, `InvalidRequestError`), names its row, and nothing of the call reaches
         the device.
         """
-        if batch.queue is not self or self._leased:
-            self._refuse(batch)
+        try:
+            if batch.queue is not self or self._leased:
+                self._refuse(batch)
+        except AttributeError:
+            raise InvalidRequestError(
+                f"a {type(batch).__name__} is no batch", device=self.device,
+                mend="make one with this queue's batch(), and fill its columns",
+            ) from None
         uses = batch.uses
         try:
             uses.append(self)
@@ -319,6 +325,10 @@ class Queue:
             minimum = integer(minimum, "a number of completions", device=self.device)
         if maximum is not None and type(maximum) is not int:
             maximum = integer(maximum, "a number of completions", device=self.device)
+        if maximum is not None and minimum > maximum:
+            raise InvalidRequestError(
+                f"at least {minimum} completions, but at most {maximum}", device=self.device
+            )
         limit = self.depth if maximum is None or maximum > self.depth else maximum
         # one look first: mostly all that is asked for is there
         try:
