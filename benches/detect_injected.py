@@ -296,7 +296,8 @@ def report(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
         mine = [one for one in found if one["detector"] == detector]
         hours = [one for one in mine if one["hours"] == 1.0]
         fine = [s for one in hours if one["unit"] == "healthy" for s in one["score"]]
-        for name in dict.fromkeys(one["unit"] for one in hours if one["sick"] >= 0):
+        sick_units = sorted({one["unit"] for one in hours if one["sick"] >= 0})
+        for name in sick_units:
             some = [one for one in hours if one["unit"] == name]
             sick = [one["score"][one["sick"]] for one in some]
             alone = [one["score"][0] for one in some if one["drives"] == 1]
@@ -315,7 +316,8 @@ def report(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "false_on_peers": sum(one["false"] for one in some),
                 "scope": max(set(scopes), key=scopes.count) if scopes else None,
             })  # fmt: skip
-        for name in dict.fromkeys(one["unit"] for one in mine if one["sick"] < 0):
+        calm_units = sorted({one["unit"] for one in mine if one["sick"] < 0})
+        for name in calm_units:
             some = [one for one in mine if one["unit"] == name and one["sick"] < 0]
             days = sum(one["drives"] * one["hours"] for one in some) / 24
             rows.append(_alarms(detector, name, sum(one["false"] for one in some), days))
