@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sanitizer/asan_interface.h>
 #include <sched.h>
 #include <sys/eventfd.h>
@@ -399,6 +400,43 @@ static void check_descriptors(void)
 	before = before < 0 ? next : -1;
 }
 
+/* --- a second thread of the client ------------------------------------------------------------ */
+
+/*
+ * With FUZZ_RACE=1 the shared memory changes while the controller reads it. What it finds cannot be
+ * repeated by the input alone; that it finds nothing shows that what was checked is what is used.
+ */
+static void *scribble(void *arg)
+{
+	uint64_t state = 88172645463325252ull;
+
+	(void)arg;
+	for (;;) {
+		uint64_t *word;
+
+		state ^= state << 13;
+		state ^= state >> 7;
+		state ^= state << 17;
+		word = (uint64_t *)first_file + state % (RIG_PAGES * PAGE / 8);
+		/* mostly a bit of what is there, so that it stays nearly right */
+		if (state >> 61)
+			__atomic_fetch_xor(word, 1ull << (state >> 32) % 64, __ATOMIC_RELAXED);
+		else
+			__atomic_store_n(word, state, __ATOMIC_RELAXED);
+	}
+	return NULL;
+}
+
+static void race(void)
+{
+	static bool asked;
+	pthread_t thread;
+
+	if (!asked && getenv("FUZZ_RACE"))
+		MUST(pthread_create(&thread, NULL, scribble, NULL) == 0);
+	asked = true;
+}
+
 /* --- one controller for many inputs ----------------------------------------------------------- */
 
 /*
@@ -476,6 +514,7 @@ void rig_run(const uint8_t *data, size_t size, rig_config config, rig_step step)
 	int pair[2], err;
 
 	make_files();
+	race();
 	if (control[0] < 0)
 		MUST(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, control) == 0);
 	memset(&cfg, 0, sizeof(cfg)); /* it is compared as a whole */

@@ -28,14 +28,23 @@ def test_each_fuzzer_has_its_short_run() -> None:
     assert {path.stem for path in (ROOT / "fuzz").glob("fuzz_*.c")} == {f"fuzz_{t}" for t in RUNS}
 
 
-@pytest.mark.parametrize("target", RUNS)
-def test_short_run(programs: Path, tmp_path: Path, target: str) -> None:
-    """What fails is left in `input`, for `build/fuzz/TARGET-plain FILE`."""
-    left = tmp_path / "input"
+def run(program: Path, runs: int, left: Path, **environment: str) -> None:
     ran = subprocess.run(
-        [programs / f"{target}-plain", str(RUNS[target]), "1"],
-        env=os.environ | {"FUZZ_KEEP": str(left), "UBSAN_OPTIONS": "print_stacktrace=1"},
+        [program, str(runs), "1"],
+        env=os.environ | {"FUZZ_KEEP": str(left), "UBSAN_OPTIONS": "print_stacktrace=1"}
+        | environment,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, f"{ran.stdout}{ran.stderr}\nthe input is in {left}"
-    assert f"{RUNS[target]} runs" in ran.stdout
+    assert f"{runs} runs" in ran.stdout
+
+
+@pytest.mark.parametrize("target", RUNS)
+def test_short_run(programs: Path, tmp_path: Path, target: str) -> None:
+    """What fails is left in `input`, for `build/fuzz/TARGET-plain FILE`."""
+    run(programs / f"{target}-plain", RUNS[target], tmp_path / "input")
+
+
+def test_memory_that_changes_while_it_is_read(programs: Path, tmp_path: Path) -> None:
+    """A value that is looked at twice would be two values, sooner or later."""
+    run(programs / "nvme-plain", RUNS["nvme"], tmp_path / "input", FUZZ_RACE="1")
