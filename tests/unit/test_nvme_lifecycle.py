@@ -12,6 +12,7 @@ from udrv.nvme import Controller, State
 from udrv.nvme.lifecycle import TRANSITIONS, Lifecycle
 from udrv.nvme.registers import Registers
 from udrv.nvme.spec.registers import Cap, Cc
+from udrv.vfio.device import CONFIG
 
 
 class Clock:
@@ -179,6 +180,27 @@ def test_a_shutdown_that_hangs_ends(rtd3e_us: int, limit: int) -> None:
     with pytest.raises(errors.ControllerTimeoutError, match="shutdown"):
         life.shutdown(rtd3e_us=rtd3e_us)
     assert limit <= clock.now <= limit + 1
+
+
+class Pulled(FakeDevice):
+    """Its slot reads zeroes, as QEMU's do, and configuration space all ones."""
+
+    pulled = False
+
+    def read(self, index: int, offset: int, size: int) -> bytes:
+        if not self.pulled:
+            return super().read(index, offset, size)
+        return (b"\xff" if index == CONFIG else b"\0") * size
+
+
+def test_a_wait_for_a_device_that_was_pulled_says_so() -> None:
+    device = Pulled()
+    life, _ = lifecycle(device)
+    life.disable()
+    device.pulled = True
+    with pytest.raises(errors.DeviceGoneError, match="configuration space reads all ones"):
+        life.enable(entries=64, sq_iova=0, cq_iova=0)
+    assert life.state is State.GONE
 
 
 @pytest.mark.parametrize(

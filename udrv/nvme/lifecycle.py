@@ -17,6 +17,7 @@ from udrv.errors import (
     ControllerStateError,
     ControllerTimeoutError,
     DeviceGoneError,
+    UdrvError,
     UnsupportedOnTransport,
 )
 from udrv.nvme.registers import ALL_ONES_32, ALL_ONES_64, Registers
@@ -254,6 +255,7 @@ class Lifecycle:
                 return
             if late:
                 where = self.state.value
+                self._check_present(where)
                 self.enter(State.FAILED)
                 raise ControllerTimeoutError(
                     f"no {what} within {seconds:g} s (CAP.TO is {self.cap.timeout_seconds:g} s, "
@@ -264,6 +266,16 @@ class Lifecycle:
                 )
             self._sleep(pause)
             pause = min(pause * 2, 0.01)
+
+    def _check_present(self, where: str) -> None:
+        """Whether a wait was in vain because nobody is there: QEMU's empty slots read zeroes."""
+        try:
+            self._registers.check_present(where)
+        except DeviceGoneError:
+            self.enter(State.GONE)
+            raise
+        except UdrvError:
+            pass  # no configuration space, or no answer: the caller has an error to tell
 
     def _fatal(self, what: str) -> NoReturn:
         where = self.state.value

@@ -170,9 +170,13 @@ class Registers:
                 mend="close it and open it again when it is back; a vfio-user server is faulty "
                 "if it does this",
             )
+        self.check_present(state)
+
+    def check_present(self, state: str | None = None) -> None:
+        """Raise `DeviceGoneError` if configuration space reads all ones, whatever CSTS says."""
         if int.from_bytes(self._device.read(CONFIG, 0, 2), "little") == 0xFFFF:
             raise DeviceGoneError(
-                "registers and configuration space read all ones",
+                "configuration space reads all ones",
                 state=state,
                 device=self._device.name,
                 mend="the device was removed or lost its link: plug it in again, or rescan the bus",
