@@ -6,17 +6,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-from pci_lab import given_back, wait_for
+from pci_lab import given_back
 
 import udrv
 from udrv import pci
 from udrv.errors import ControllerError, DeviceGoneError
 from udrv.lab.info import LabInfo
-from udrv.lab.qmp import Qmp
 from udrv.nvme import Controller, State
 from udrv.vfio import CONFIG
 from udrv.vfio.kernel import open_vfio
@@ -78,38 +76,3 @@ def test_a_bar_that_is_switched_off_under_several_threads(bdf: str) -> None:
     assert all(isinstance(e, ControllerError) for e in seen), seen
     with udrv.open(f"pci:{bdf}") as again:
         again.namespace(1).read(0, 1)
-
-
-def power_off_slot(port: str) -> None:
-    """As if somebody pulled the drive: the slot's power goes without a word to the kernel."""
-    with (Path("/sys/bus/pci/devices") / port / "config").open("r+b", buffering=0) as config:
-        data = config.read(256)
-        at = data[0x34]
-        while data[at] != 0x10:  # the PCI Express capability
-            at = data[at + 1]
-        config.seek(at + 0x18)  # Slot Control: power indicator and power controller off
-        config.write((int.from_bytes(data[at + 0x18 : at + 0x1A], "little") | 0x0700).to_bytes(
-            2, "little"
-        ))
-
-
-def test_a_drive_whose_slot_loses_power_while_doorbells_are_written(lab: LabInfo) -> None:
-    """No orderly unplugging, of which the kernel is asked first: it hears of it afterwards."""
-    drive = lab.device("UDRVLAB1")
-    bdf = str(drive.bdf)
-    function = Path("/sys/bus/pci/devices") / bdf
-    with given_back(bdf):
-        pci.plan_bind(bdf).execute()
-        with udrv.open(f"pci:{bdf}") as ctrl:
-            ns = ctrl.namespace(1)
-            puller = threading.Timer(0.3, power_off_slot, [drive.port])
-            puller.start()
-            with pytest.raises(DeviceGoneError):
-                while True:
-                    ns.read(0, 8)
-            assert ctrl.state is State.GONE
-            puller.join()
-        wait_for(lambda: not function.exists())
-        with Qmp() as qmp:
-            qmp.plug(drive)
-        wait_for(lambda: (function / "driver").exists())

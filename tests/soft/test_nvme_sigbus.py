@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -20,10 +19,13 @@ from udrv.soft import process as soft_process
 from udrv.vfio.user import from_socket
 
 # Our own server seals its memory against being cut, and so does the client. Others offer a plain
-# file, which cannot be sealed.
+# file, which cannot be sealed. One that cuts it does not look at it any more: ours still does, so
+# that the shim puts other memory in the place of what went.
 SHIM = """
 #define _GNU_SOURCE
 #include <linux/fcntl.h>
+#include <signal.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -38,6 +40,19 @@ int fcntl(int fd, int command, long argument)
 int fcntl64(int fd, int command, long argument)
 {
 	return fcntl(fd, command, argument);
+}
+static void on_sigbus(int sig, siginfo_t *info, void *context)
+{
+	void *page = (void *)((unsigned long)info->si_addr & ~4095ul);
+
+	mmap(page, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	memset(page, 0xff, 4096); /* no doorbell's value */
+}
+__attribute__((constructor)) static void start(void)
+{
+	struct sigaction action = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO };
+
+	sigaction(SIGBUS, &action, 0);
 }
 """
 
@@ -60,17 +75,16 @@ class Server:
             "size=16M",
             program=["env", f"LD_PRELOAD={shim}", sys.executable, "-I", "-S", str(child)],
         )
-        self.ctrl = Controller(from_socket(self.process.socket, "soft:test"))
+        # every submission rings by the register, and not only where EventIdx asks for it
+        self.ctrl = Controller(
+            from_socket(self.process.socket, "soft:test"), shadow_doorbells=False
+        )
 
     def cut(self) -> None:
-        """As a faulty server would; stopped first, or it would die of the same thing before us."""
-        os.kill(self.process.pid, signal.SIGSTOP)
+        """As a faulty server would; registers are still answered."""
         for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
             if "doorbells" in str(entry.readlink()):
                 os.truncate(entry, 0)
-
-    def go_on(self) -> None:
-        os.kill(self.process.pid, signal.SIGCONT)
 
 
 @pytest.fixture
@@ -89,7 +103,6 @@ def check_gone(server: Server, use: Callable[[], object]) -> None:
         with pytest.raises(errors.ControllerError):
             use()
     finally:
-        server.go_on()
         ctrl.close()
         server.process.close()
     assert not ctrl.memory.pools
@@ -140,6 +153,5 @@ def test_threads_that_ring_at_once_all_end(server: Server) -> None:
     for t in threads:
         t.join(60)
     assert len(seen) == 4
-    # one that asked the server between its stop and the cut got no answer from it
-    assert all(isinstance(e, errors.ControllerError | errors.VfioError) for e in seen), seen
+    assert all(isinstance(e, errors.ControllerError) for e in seen), seen
     check_gone(server, server.ctrl.smart_log)

@@ -18,6 +18,8 @@ ALL_ONES_64 = 0xFFFF_FFFF_FFFF_FFFF
 #: Registers that are read or written here end below the first doorbell.
 DOORBELLS = 0x1000
 _CSTS = 0x1C
+#: In configuration space: revision, and the class code, which is 010802h (PCI 3.0, 6.2.1).
+_REVISION = 0x08
 _PAGE = 4096
 
 #: Where a doorbell is: an address, or a message that writes it.
@@ -156,8 +158,8 @@ class Registers:
     def check_alive(self, state: str | None = None) -> None:
         """Raise `DeviceGoneError` if the device is gone.
 
-        All ones in CSTS alone prove nothing (a register may read so for a moment); the vendor id
-        in configuration space must read all ones too. A mapped BAR that vanished does.
+        All ones in CSTS alone prove nothing (a register may read so for a moment); configuration
+        space must read all ones too. A mapped BAR that vanished does.
         """
         if self.read32(_CSTS) != ALL_ONES_32:
             return
@@ -173,8 +175,12 @@ class Registers:
         self.check_present(state)
 
     def check_present(self, state: str | None = None) -> None:
-        """Raise `DeviceGoneError` if configuration space reads all ones, whatever CSTS says."""
-        if int.from_bytes(self._device.read(CONFIG, 0, 2), "little") == 0xFFFF:
+        """Raise `DeviceGoneError` if configuration space reads all ones, whatever CSTS says.
+
+        The class code is what is read: VFIO makes up the vendor and device id of every function
+        (vfio_pci_config.c), also when nobody is there any more.
+        """
+        if self._device.read(CONFIG, _REVISION, 4) == b"\xff" * 4:
             raise DeviceGoneError(
                 "configuration space reads all ones",
                 state=state,
