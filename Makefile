@@ -21,7 +21,7 @@ DEMO := 'soft:?size=1G&lba=4096' --rw randread --bs 4k --iodepth 32 --runtime 5
 
 # What needs a quiet machine comes first; what only counts, last.
 BENCHES := python_overhead async_overhead idle_cpu idle_controller soft_start scaling lab_table \
-	instructions doorbells syscalls lab_icount detect_public detect_injected
+	instructions stream doorbells syscalls lab_icount detect_public detect_injected
 BENCHED := build/benches
 
 .PHONY: help demo bench test test-fast test-lab fuzz torture lint ext stubs system lab-kernel lab-qemu clean distclean

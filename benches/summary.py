@@ -74,6 +74,12 @@ GOALS = [
          _instructions(4096, "checks", "timestamps", "windows", "records")),
     Goal("128 KiB at depth 32: checks and timestamps", "instructions", "instructions", 180,
          _instructions(131072, "checks", "timestamps")),
+    Goal("window path of the stream, in the dearest order", "stream", "ns a record", 10,
+         lambda rows: max(
+             (r["ns_per_record"] for r in rows if r["case"] == "windows"), default=None
+         )),
+    Goal("hand-off of records to Python", "stream", "ns a record", 1,
+         lambda rows: _one(rows, "ns_per_record", case="hand-off to Python", order="batches")),
     Goal("Python adds to a blocking read", "python_overhead", "ns", 2500, _python("read", 1)),
     Goal("Python adds to a command of a batch of 32", "python_overhead", "ns", 60,
          _python("batch", 32)),

@@ -16,6 +16,7 @@ from async_suite import AsyncSuite
 from batch_suite import BatchSuite
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from stream_suite import StreamSuite
 
 import udrv
 from udrv import errors
@@ -40,7 +41,7 @@ def random_bytes(n: int) -> np.ndarray:
     return RNG.integers(0, 256, n, dtype=np.uint8)
 
 
-class DriverSuite(AsyncSuite, BatchSuite):
+class DriverSuite(AsyncSuite, BatchSuite, StreamSuite):
     @pytest.fixture
     def ctrl(self) -> Controller:
         raise NotImplementedError

@@ -15,10 +15,12 @@ from udrv.nvme import READ
 
 
 def hold_the_gil(rounds: int, done: threading.Event) -> None:
-    """Another thread of the process, in C code that never lets go."""
+    """Another thread of the process, which does not let go of the GIL."""
     for _ in range(rounds):
         time.sleep(0.05)
-        pow(3, 1_400_000)
+        until = time.monotonic() + 0.2
+        while time.monotonic() < until:  # sys.setswitchinterval() below: nobody gets a turn
+            pass
     done.set()
 
 
@@ -37,6 +39,7 @@ def main(mode: str) -> None:
         batch = queue.batch(1, namespace=ns, buffer=buffer)
         batch.opcode[0], batch.nlb[0] = READ, 1
         if mode == "gil":
+            sys.setswitchinterval(10)
             threading.Thread(target=hold_the_gil, args=(6, done), daemon=True).start()
         elif mode == "starved":
             cpu = min(os.sched_getaffinity(0))

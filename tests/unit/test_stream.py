@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from stream_process import NSZE, Source, python, stream_of
 
 from udrv import stream as st_api
+from udrv.core import lib
 from udrv.errors import (
     ClosedError,
     InvalidRequestError,
@@ -28,7 +29,7 @@ from udrv.errors import (
 )
 from udrv.stream import COLUMNS, Stream, StreamNamespace, attach, find
 
-ROWS = 1024
+ROWS = int(lib.UDRV_RECORD_ROWS)
 
 
 def balanced(stream: Stream) -> dict[str, int]:
@@ -82,9 +83,11 @@ def test_a_batch_is_what_came_since_the_last(source: Source, stream: Stream) -> 
     assert stream.poll() == []
     source.run(64)
     assert [batch.base for batch in stream.poll()] == [0]
-    source.run(2048)
+    source.run(2 * ROWS)
     taken = stream.poll()
-    assert [(batch.base, len(batch)) for batch in taken] == [(64, 960), (1024, 1024), (2048, 64)]
+    assert [(batch.base, len(batch)) for batch in taken] == [
+        (64, ROWS - 64), (ROWS, ROWS), (2 * ROWS, 64),
+    ]  # fmt: skip
     assert stream.poll() == []
 
 
@@ -241,7 +244,7 @@ def test_windows_are_exact_whatever_became_of_the_records(source: Source) -> Non
         total = 0
         windows = []
         for _ in range(12):
-            total += source.run(2000) + other.run(500)
+            total += source.run(5000) + other.run(500)
             windows += stream.windows()
             time.sleep(0.02)
         time.sleep(0.15)
@@ -290,7 +293,7 @@ def test_another_process_finds_and_reads_it(source: Source, stream: Stream) -> N
     try:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
-        total = source.run(3000)
+        total = source.run(3 * ROWS)
         deadline = time.monotonic() + 60
         while balanced(stream)["waiting"] and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -338,7 +341,7 @@ def test_what_is_no_stream_is_refused(stream: Stream) -> None:
 
 @given(
     mode=st.sampled_from(["slow", "die", "stop"]), rounds=st.integers(5, 30),
-    count=st.integers(100, 3000), chunks=st.integers(2, 8), sample=st.sampled_from([1, 1, 3]),
+    count=st.integers(100, 6000), chunks=st.integers(2, 8), sample=st.sampled_from([1, 1, 3]),
 )
 @settings(
     max_examples=9, deadline=None,

@@ -106,6 +106,10 @@ class FFI:
     ) -> struct_udrv_stream_shared: ...
     @overload
     def new(
+        self, cdecl: Literal["struct udrv_taken *"], init: Any = ..., /,
+    ) -> struct_udrv_taken: ...
+    @overload
+    def new(
         self, cdecl: Literal["struct udrv_window *"], init: Any = ..., /,
     ) -> struct_udrv_window: ...
     @overload
@@ -192,6 +196,8 @@ class FFI:
     def cast(
         self, cdecl: Literal["struct udrv_stream_shared *"], value: Any, /,
     ) -> struct_udrv_stream_shared: ...
+    @overload
+    def cast(self, cdecl: Literal["struct udrv_taken *"], value: Any, /) -> struct_udrv_taken: ...
     @overload
     def cast(self, cdecl: Literal["struct udrv_window *"], value: Any, /) -> struct_udrv_window: ...
     @overload
@@ -468,6 +474,12 @@ class struct_udrv_stream_shared:
     serial: int
     ns: Any
 
+class struct_udrv_taken:
+    base: int
+    index: int
+    first: int
+    end: int
+
 class struct_udrv_window:
     rotation: int
     start_ns: int
@@ -675,6 +687,10 @@ class Lib:
     def udrv_ring_take(
         self, sh: struct_udrv_stream_shared, reader: struct_udrv_ring_reader, generation: Any,
         first: Any, end: Any, base: Any, /,
+    ) -> int: ...
+    def udrv_ring_take_all(
+        self, sh: struct_udrv_stream_shared, reader: struct_udrv_ring_reader, out:
+        struct_udrv_taken, max: int, /,
     ) -> int: ...
     def udrv_sigbus_gone(self, range: int, /) -> int: ...
     def udrv_sigbus_unwatch(self, range: int, /) -> None: ...

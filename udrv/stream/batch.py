@@ -88,8 +88,8 @@ class Batch:
     __slots__ = ("__weakref__", "_columns", "_first", "_hold", "_rows", "base", "device", "qid",
                  "stride")  # fmt: skip
 
-    def __init__(
-        self, *, device: str, qid: int, base: int, stride: int, rows: int, hold: Hold | None = None,
+    def __init__(  # noqa: PLR0917 - made for each chunk: keywords cost a third more
+        self, device: str, qid: int, base: int, stride: int, rows: int, hold: Hold | None = None,
         first: int = 0, columns: Mapping[str, Column] | None = None,
     ) -> None:
         self.device = device
@@ -193,8 +193,7 @@ class Batch:
         for column in columns.values():
             column.flags.writeable = False
         return Batch(
-            device=self.device, qid=self.qid, base=self.base, stride=self.stride, rows=self._rows,
-            columns=columns,
+            self.device, self.qid, self.base, self.stride, self._rows, columns=columns
         )
 
     def release(self) -> None:

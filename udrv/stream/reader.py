@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from udrv.core import ffi, lib
 from udrv.errors import ClosedError, StreamError
 from udrv.fork import ForkGuard
@@ -25,6 +27,12 @@ COUNTERS = tuple(str(name) for name, _ in ffi.typeof("struct udrv_stream_counter
 #: Seconds between two looks of `Reader.__iter__` at a stream that has nothing new.
 LOOK_SECONDS = 0.005
 _REUSED = -int(lib.UDRV_ERANGE)
+_CHUNK_SIZE = int(ffi.sizeof("struct udrv_chunk"))
+#: struct udrv_taken
+_TAKEN = np.dtype([
+    ("base", np.uint64), ("index", np.uint32), ("first", np.uint32), ("end", np.uint32),
+    ("_", np.uint32),
+])  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,8 @@ class Reader:
         self._returns: deque[tuple[int, int]] = deque()
         #: By area and serial, the window to read next.
         self._next: dict[tuple[int, int], int] = {}
+        self._taken = np.zeros(int(lib.UDRV_RING_MAX_CHUNKS), _TAKEN)
+        self._taken_c = ffi.cast("struct udrv_taken *", self._taken.ctypes.data)
         self._pidfd = -1
         if pid is not None:
             with contextlib.suppress(OSError):
@@ -70,11 +80,7 @@ class Reader:
         return self._attached
 
     def _areas(self) -> Iterator[tuple[int, Any]]:
-        attached = self._use()
-        for index in range(attached.areas):
-            shared = attached.shared(index)
-            if shared is not None:
-                yield index, shared
+        return self._use().streams()
 
     # --- what it is -------------------------------------------------------------------------
 
@@ -112,32 +118,28 @@ class Reader:
         attached = self._use()
         with self._lock:
             attached.claim()
-            batches = [
-                batch for index, shared in self._areas() for batch in self._take(index, shared)
-            ]
+            batches: list[Batch] = []
+            for index, shared in self._areas():
+                self._take(index, shared, batches)
         self._drain()
         return batches
 
-    def _take(self, index: int, shared: Any) -> Iterator[Batch]:
+    def _take(self, index: int, shared: Any, batches: list[Batch]) -> None:
         attached = self._use()
-        generation, base = ffi.new("uint64_t *"), ffi.new("uint64_t *")
-        first, end = ffi.new("uint32_t *"), ffi.new("uint32_t *")
-        for _ in range(2 * int(shared.chunks)):  # a producer that is faster must not keep us here
-            generation[0] = 0
-            chunk = lib.udrv_ring_take(
-                shared, attached.page(index), generation, first, end, base
-            )
-            if chunk < 0:
+        qid, stride = int(shared.qid), int(shared.stride)
+        chunks = int(ffi.cast("uintptr_t", shared)) + int(shared.chunks_offset)
+        page, holds, device = attached.page(index), self._holds, self.device
+        for _ in range(2):  # a producer that is faster must not keep us here
+            n = lib.udrv_ring_take_all(shared, page, self._taken_c, len(self._taken))
+            # the shortest way: a batch is a thousand records, and they may be millions a second
+            for base, chunk, first, end, _r in self._taken[:n].tolist():
+                holds[index, chunk] += 1
+                hold = Hold(self, index, chunk, chunks + chunk * _CHUNK_SIZE)
+                batches.append(
+                    Batch(device, qid, base + first * stride, stride, end - first, hold, first)
+                )
+            if n < len(self._taken):
                 return
-            self._holds[index, chunk] += 1
-            address = int(ffi.cast("uintptr_t", shared)) + int(shared.chunks_offset)
-            address += chunk * ffi.sizeof("struct udrv_chunk")
-            hold = Hold(self, index, chunk, address)
-            stride = int(shared.stride)
-            yield Batch(
-                device=self.device, qid=int(shared.qid), base=int(base[0]) + first[0] * stride,
-                stride=stride, rows=end[0] - first[0], hold=hold, first=first[0],
-            )
 
     def give_back(self, area: int, chunk: int) -> None:
         """The last view of a batch is gone; by finalisers, so it waits for no lock."""

@@ -22,6 +22,7 @@ import os
 import re
 import secrets
 import struct
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,6 +215,13 @@ class Attached:
             if os.fstat(fd).st_size < size or not sealed:
                 raise StreamError(f"{data} can shrink under its readers: it is no stream")
             self.data = Mapping(fd, size, write=False)
+        first = ffi.cast("char *", self.data.address + PAGE)
+        self._shared = [
+            ffi.cast("struct udrv_stream_shared *", first + index * self.span)
+            for index in range(self.areas)
+        ]
+        #: Serials of the streams that were checked.
+        self._checked = [0] * self.areas
         with ExitStack() as undo:
             # an open file of its own, for the lock
             self._reader_fd = os.open(reader, os.O_RDWR | os.O_CLOEXEC)
@@ -232,12 +240,18 @@ class Attached:
         """As `page`, to be read only: for whoever is not the consumer."""
         return _page(self._watched, index)
 
-    def shared(self, index: int) -> Any:
-        """The `struct udrv_stream_shared *` of an area, None if no queue has it."""
-        pointer = ffi.cast("void *", self.data.address + PAGE + index * self.span)
-        if lib.udrv_stream_check(pointer, self.span):
-            return None
-        return ffi.cast("struct udrv_stream_shared *", pointer)
+    def streams(self) -> Iterator[tuple[int, Any]]:
+        """Index and `struct udrv_stream_shared *` of each area that a queue has, or had last."""
+        for index, shared in enumerate(self._shared):
+            serial = shared.serial
+            if serial == self._checked[index]:  # 0: nobody yet
+                if not serial:
+                    continue
+            elif lib.udrv_stream_check(shared, self.span):
+                continue
+            else:
+                self._checked[index] = serial
+            yield index, shared
 
     def page(self, index: int) -> Any:
         """The `struct udrv_ring_reader *` of an area; only after `claim`."""
@@ -262,10 +276,9 @@ class Attached:
         self._let_go()
 
     def _let_go(self) -> None:
-        for index in range(self.areas):
-            if self.shared(index) is not None:
-                for chunk in range(int(lib.UDRV_RING_MAX_CHUNKS)):
-                    lib.udrv_ring_release(self.page(index), chunk)
+        for index, _ in self.streams():
+            for chunk in range(int(lib.UDRV_RING_MAX_CHUNKS)):
+                lib.udrv_ring_release(self.page(index), chunk)
 
     def sweep(self) -> None:
         """Let go of what a consumer held that has died; nothing if one lives."""

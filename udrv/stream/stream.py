@@ -62,7 +62,7 @@ class Stream(Reader):
     queues: how many there may be at a time.
     records: keep records; windows there are always.
     period: of windows, seconds, 0.1 to 60.
-    chunks: of a queue's ring, 1024 records each, 2 to 64.
+    chunks: of a queue's ring, 4096 records each, 2 to 64.
     cells: keys of a queue's windows, 2 to 1024; what finds none is counted as the rest.
     sample: keep every n-th record.
     on_close: called at the end of `close`.

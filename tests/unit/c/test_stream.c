@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* The stream of a queue pair: its memory, its chunks, honest time. test_c_stream.py has the model. */
+#include <pthread.h>
 #include <time.h>
 
 #include <udrv/stream.h>
@@ -139,8 +140,10 @@ TEST(a_chunk_that_is_held_is_not_overwritten)
 {
 	struct tap t = tap_new(2, UDRV_STREAM_RECORDS);
 	uint64_t generation = 0, base, waiting;
+	struct udrv_window_row rows[16];
 	struct udrv_stream_counters c;
 	const struct udrv_chunk *held;
+	struct udrv_window w;
 	uint32_t first, end;
 	int index;
 
@@ -166,7 +169,8 @@ TEST(a_chunk_that_is_held_is_not_overwritten)
 	run(&t, 500);
 	c = count(&t, &waiting);
 	CHECK_EQ(c.ring_full, 500);
-	CHECK_EQ(t.sh->window[1].seen, 4 * UDRV_RECORD_ROWS + 500);
+	CHECK(udrv_window_read(t.sh, 1, &w, rows, NULL, NULL, 16) > 0);
+	CHECK_EQ(w.seen, 4 * UDRV_RECORD_ROWS + 500);
 
 	udrv_ring_release(t.reader, (uint32_t)index);
 	run(&t, 7);
@@ -369,7 +373,92 @@ TEST(windows_turn_and_are_reused)
 	tap_free(&t);
 }
 
+/* --- two threads: nobody reads what is being written ---------------------------------------- */
+
+struct race {
+	struct tap *t;
+	uint32_t over;
+	uint64_t taken;
+	uint64_t chunks;
+};
+
+/* What run() completes: row i of a batch of 64 is block 8 * i, and there are no other batches. */
+static void check_rows(const struct udrv_chunk *c, uint64_t base, uint32_t first, uint32_t end)
+{
+	uint32_t i;
+
+	CHECK_EQ(c->base, base);
+	for (i = first; i < end; i++) {
+		CHECK_EQ(c->slba[i], (base + i) % 64 * 8);
+		CHECK_EQ(c->depth[i], 64);
+		CHECK_EQ(c->qid[i], RIG_QID);
+		CHECK_EQ(c->nlb[i], 8);
+	}
+}
+
+static void *take_and_check(void *arg)
+{
+	struct race *race = arg;
+	struct tap *t = race->t;
+	uint64_t generation = 0, base, last = 0;
+	uint64_t rng = 5;
+	int over = 0;
+
+	while (!over) {
+		const struct udrv_chunk *c;
+		uint32_t first, end;
+		int index;
+
+		over = __atomic_load_n(&race->over, __ATOMIC_ACQUIRE);
+		for (;;) {
+			generation = 0;
+			index = udrv_ring_take(t->sh, t->reader, &generation, &first, &end, &base);
+			if (index < 0)
+				break;
+			c = (const struct udrv_chunk *)((const char *)t->sh + t->sh->chunks_offset) + index;
+			CHECK(base + first >= last);
+			last = base + end;
+			race->taken += end - first;
+			race->chunks++;
+			check_rows(c, base, first, end);
+			if (next_random(&rng) % 16 == 0)
+				nap(1);	/* held: others go round, this one stays */
+			check_rows(c, base, first, end);
+			CHECK_EQ(c->generation, generation);
+			udrv_ring_release(t->reader, (uint32_t)index);
+		}
+	}
+	return NULL;
+}
+
+TEST(a_consumer_at_full_speed_reads_what_was_written)
+{
+	struct tap t = tap_new(3, UDRV_STREAM_RECORDS);
+	struct race race = { .t = &t };
+	struct udrv_stream_counters c;
+	uint64_t waiting;
+	pthread_t thread;
+	uint32_t i;
+
+	CHECK_EQ(pthread_create(&thread, NULL, take_and_check, &race), 0);
+	for (i = 0; i < 300; i++) {
+		run(&t, 64 * 32);
+		if (i % 8 == 0)
+			nap(1);	/* let it catch up, on one CPU, too */
+	}
+	__atomic_store_n(&race.over, 1, __ATOMIC_RELEASE);
+	CHECK_EQ(pthread_join(thread, NULL), 0);
+	c = count(&t, &waiting);
+	CHECK_EQ(c.seen, 300 * 64 * 32);
+	CHECK_EQ(c.delivered, race.taken);
+	CHECK_EQ(waiting, 0);
+	CHECK(race.chunks > 10);
+	tap_free(&t);
+}
+
 static const struct test tests[] = {
+	{ "a_consumer_at_full_speed_reads_what_was_written",
+	  a_consumer_at_full_speed_reads_what_was_written },
 	{ "a_configuration_that_cannot_be_has_no_size", a_configuration_that_cannot_be_has_no_size },
 	{ "false_memory_is_no_stream", false_memory_is_no_stream },
 	{ "a_chunk_that_is_held_is_not_overwritten", a_chunk_that_is_held_is_not_overwritten },

@@ -138,6 +138,15 @@ int udrv_qp_set_stream(struct udrv_qp *qp, struct udrv_stream *s);
 int udrv_stream_check(const void *shared, size_t size);
 int udrv_ring_take(const struct udrv_stream_shared *sh, struct udrv_ring_reader *reader,
 		   uint64_t *generation, uint32_t *first, uint32_t *end, uint64_t *base);
+struct udrv_taken {
+	uint64_t base;
+	uint32_t index;
+	uint32_t first;
+	uint32_t end;
+	...;
+};
+int udrv_ring_take_all(const struct udrv_stream_shared *sh, struct udrv_ring_reader *reader,
+		       struct udrv_taken *out, uint32_t max);
 void udrv_ring_release(struct udrv_ring_reader *reader, uint32_t index);
 int udrv_stream_count(const struct udrv_stream_shared *sh, const struct udrv_ring_reader *reader,
 		      struct udrv_stream_counters *out, uint64_t *waiting);

@@ -116,14 +116,17 @@ static __attribute__((noinline)) uint32_t consume_for_stream(struct udrv_qp *qp,
 							      uint32_t phase)
 {
 	const uint32_t *const given = qp->free + qp->shared->nr_free;	/* where the ids go */
+	struct udrv_stream *const s = qp->stream;
 	struct udrv_completion *const from = *rowp;
+	const uint64_t looked = s->looked;
 	const uint32_t seen = consume(qp, rowp, n, head, phase, 0);
 
-	if (seen)
-		qp->stream->pass(qp->stream, from, (uint32_t)(*rowp - from), seen, given,
-				 seen < n);
-	if (!seen || !qp->inflight)
-		udrv_stream_dry(qp->stream);
+	if (likely(seen))
+		s->pass(s, from, (uint32_t)(*rowp - from), seen, given);
+	if (!qp->inflight)
+		udrv_stream_dry(s, s->looked);
+	else if (seen < n)
+		udrv_stream_dry(s, looked);
 	return seen;
 }
 

@@ -78,12 +78,8 @@ int udrv_stream_init(struct udrv_stream *s, const struct udrv_stream_config *c, 
 	s->stride = c->stride;
 	s->pass = udrv_stream_pass_for(s->records != 0);
 	s->first_seq = seq;
-	s->select = NO_KEY;
-	s->late = NO_KEY;
-	s->about = UINT64_MAX;
-	s->shape = s->shapes;
-	for (i = 0; i < UDRV_STREAM_SHAPES; i++)
-		s->shapes[i].about = UINT64_MAX;
+	s->none.about = UINT64_MAX;	/* no command has 2^24 - 1 blocks */
+	s->key = &s->none;
 	s->polled = udrv_ticks();
 
 	sh->abi = UDRV_STREAM_ABI;
@@ -118,8 +114,8 @@ int udrv_stream_add_namespace(struct udrv_stream *s, uint32_t nsid, uint64_t nsz
 	struct udrv_stream_shared *sh = s->shared;
 	const uint32_t i = sh->nr_namespaces;
 	/* a multiplication instead of a division: exact up to 2^32 blocks, near enough above */
-	const uint64_t blocks = nsze > UDRV_BANDS ? nsze : UDRV_BANDS + 1;
-	const unsigned __int128 one = (unsigned __int128)UDRV_BANDS << 64;
+	const uint64_t blocks = nsze > UDRV_BANDS * 8 ? nsze : UDRV_BANDS * 8 + 1;
+	const unsigned __int128 one = (unsigned __int128)UDRV_BANDS * 8 << 64;	/* a band's offset */
 
 	if (i == UDRV_WINDOW_NAMESPACES)
 		return -UDRV_EFULL;

@@ -29,9 +29,10 @@ static inline void fill(void *column, udrv_u64x2 v, uint32_t bytes)
 	while ((to += 16) < end);
 }
 
-/* The columns of a run of n rows of the current key from row `r` on, but for slba. */
-static inline void fill_columns(struct udrv_stream *s, struct udrv_chunk *c, uint32_t r, uint32_t n,
-				uint64_t ticks, uint32_t depth, uint64_t lat)
+/* The columns of a run of n rows of a key from row `r` on, but for slba. */
+static inline void fill_columns(const struct udrv_stream *s, const struct udrv_stream_key *key,
+				struct udrv_chunk *c, uint32_t r, uint32_t n, uint64_t ticks,
+				uint32_t depth, uint64_t lat)
 {
 	const uint64_t submit = submit_ns(s, ticks), units = latency_units(lat) * 0x100000001ull;
 	const uint64_t depths = (uint64_t)(depth < 0xffff ? depth : 0xffff) * 0x0001000100010001ull;
@@ -39,11 +40,11 @@ static inline void fill_columns(struct udrv_stream *s, struct udrv_chunk *c, uin
 	fill(&c->submit_ns[r], (udrv_u64x2){ submit, submit }, n * 8);
 	fill(&c->latency[r], (udrv_u64x2){ units, units }, n * 4);
 	fill(&c->depth[r], (udrv_u64x2){ depths, depths }, n * 2);
-	fill(&c->nlb[r], s->shape->nlb16, n * 2);
-	fill(&c->ns_index[r], s->shape->ns16, n * 2);
+	fill(&c->nlb[r], key->nlb16, n * 2);
+	fill(&c->ns_index[r], key->ns16, n * 2);
 	fill(&c->status[r], (udrv_u64x2){ 0, 0 }, n * 2);
-	fill(&c->opcode[r], s->shape->opcode8, n);
-	fill(&c->flags[r], s->flags8, n);
+	fill(&c->opcode[r], key->opcode8, n);
+	fill(&c->flags[r], key->flags8, n);
 	if (unlikely(lat >> UDRV_RECORD_UNIT_SHIFT > UINT32_MAX))
 		for (; n; n--)
 			c->flags[r + n - 1] |= UDRV_RECORD_SATURATED;
@@ -84,25 +85,29 @@ static __attribute__((noinline, cold)) void statuses(struct udrv_stream *s, stru
 	for (i = 0; i < n; i++) {
 		const uint16_t status = row[i].status;
 
-		s->cell->errors += !!status;
+		s->key->cell->errors += !!status;
 		if (c)
 			c->status[r + i] = status;
 	}
 }
 
-/* Whether another depth is of the same bucket. */
-static inline int same_depth(struct udrv_stream *s, uint32_t depth)
+/* Depths of one shape never share a place. */
+static inline uint32_t hash(uint64_t about, uint64_t select)
 {
-	s->depth = depth;
-	return udrv_log2_class(depth, 0) == s->select >> 1;
+	return ((uint32_t)((about * 0x9e3779b97f4a7c15ull) >> 58) ^ (uint32_t)select) &
+	       (UDRV_STREAM_KEYS - 1);
 }
 
 /* A word of the tracker at a byte offset: an index and a displacement, which one instruction has. */
 #define tracker_word(trackers, at, field) \
 	(*(const uint64_t *)((trackers) + (at) + offsetof(struct udrv_tracker, field)))
+/* Likewise of a band. */
+#define band_word(bands, at, field) \
+	((uint64_t *)((bands) + (at) + offsetof(struct udrv_bands, field)))
 
 /*
- * n > 0 delivered rows, and with `records` as many rows of the open chunk, which has the room.
+ * n > 0 delivered rows, and with `records` as many rows of the open chunk, which has the room. flags: of
+ * the records, << 5.
  *
  * Rows of one doorbell have one submit time, which no other doorbell has; mostly they are of one shape,
  * too. What differs then is the block.
@@ -119,43 +124,52 @@ take(struct udrv_stream *s, struct udrv_completion *row, uint32_t n, const uint3
 		const struct udrv_tracker *const t = (const struct udrv_tracker *)(trackers + at);
 		const uint64_t ticks = t->submit_ticks, depth = t->depth;
 		const uint64_t lat = opaque(udrv_ticks_to_ns(now - ticks));
-		const uint64_t late = flags << 1 | (lat < late_below);
+		const uint64_t late = lat < late_below;
 		const uint64_t most = depth & UDRV_DEPTH_MIXED ? 1 : n;
 		uint64_t *const slba_at = records ? &c->slba[s->fill] : NULL;
-		uint64_t *counts, one, mult, i = 0;
+		struct udrv_stream_key *key = s->key;
+		uint64_t one, mult, select, i = 0;
+		char *bands;
 		uint16_t status = 0;
 
-		if (unlikely(t->about != s->about || late != s->late))
-			udrv_window_set_key(s, t, late);
-		else if (unlikely(depth != s->depth) && !same_depth(s, (uint32_t)depth))
-			udrv_window_set_key(s, t, late);
-		counts = s->bands->count_above;
-		mult = s->band_mult;
-		one = 1 + ((uint64_t)(lat > s->threshold_ns) << 32);
+		if (unlikely(depth != s->depth)) {
+			s->depth = depth;
+			s->bucket = udrv_log2_class((uint32_t)depth, 0);
+		}
+		select = flags | late << 4 | s->bucket;
+		if (unlikely(t->about != key->about || select != key->select)) {
+			s->key = key = &s->at_hand[hash(t->about, select)];
+			if (unlikely(t->about != key->about || select != key->select ||
+				     key->rotation != s->shared->rotation))
+				udrv_window_make_key(s, key, t, select);
+		}
+		bands = (char *)key->bands;
+		mult = key->band_mult;
+		one = 1 + ((uint64_t)(lat > key->threshold_ns) << 32);
 		do {
 			const uint64_t slba = tracker_word(trackers, at, slba);
-			/* & 63: whatever the namespace's size was when the command was checked */
-			const uint64_t band = mul_high(slba, mult) & (UDRV_BANDS - 1);
+			/* masked: whatever the namespace's size was when the command was checked */
+			const uint64_t band = mul_high(slba, mult) & (UDRV_BANDS - 1) * 8;
 
 			row[i].latency_ns = lat;
 			status |= row[i].status;
-			counts[band] += one;
-			counts[band + UDRV_BANDS] += lat;	/* sum_ns */
-			if (unlikely(lat > counts[band + 2 * UDRV_BANDS]))
-				counts[opaque(band) + 2 * UDRV_BANDS] = lat;	/* max_ns */
+			*band_word(bands, band, count_above) += one;
+			*band_word(bands, band, sum_ns) += lat;
+			if (unlikely(lat > *band_word(bands, band, max_ns)))
+				*band_word(bands, opaque(band), max_ns) = lat;
 			if (records)
 				slba_at[i] = slba;
 			if (++i == most)
 				break;
 			at = given[i];
 		} while (tracker_word(trackers, at, submit_ticks) == ticks);
-		count_run(s->cell, lat, (uint32_t)i);
-		if (late & 1) {
+		count_run(key->cell, lat, (uint32_t)i);
+		if (late) {
 			s->shared->counters.host_late += i;
 			s->window->host_late += i;
 		}
 		if (records) {
-			fill_columns(s, c, s->fill, (uint32_t)i, ticks, (uint32_t)depth, lat);
+			fill_columns(s, key, c, s->fill, (uint32_t)i, ticks, (uint32_t)depth, lat);
 			s->fill += (uint32_t)i;
 		}
 		if (unlikely(status))
@@ -168,10 +182,6 @@ take(struct udrv_stream *s, struct udrv_completion *row, uint32_t n, const uint3
 		at = *given;
 	}
 }
-
-static_assert(offsetof(struct udrv_bands, sum_ns) == UDRV_BANDS * 8 &&
-	      offsetof(struct udrv_bands, max_ns) == 2 * UDRV_BANDS * 8,
-	      "take() steps from one to the next");
 
 /* take() where it is not the whole of a pass. */
 static __attribute__((noinline)) void take_windows(struct udrv_stream *s,
@@ -207,7 +217,7 @@ static __attribute__((noinline)) void take_rows(struct udrv_stream *s, struct ud
 			const uint64_t lat = row[i].latency_ns;
 
 			udrv_stream_single(s, tracker_at(s->trackers, given[i]), lat, row[i].status,
-			       (uint8_t)(flags | (lat < late_below ? UDRV_RECORD_HOST_LATE : 0)));
+			       (uint8_t)(flags >> 5 | (lat < late_below ? UDRV_RECORD_HOST_LATE : 0)));
 		}
 		return;
 	}
@@ -267,13 +277,13 @@ take_odd(struct udrv_stream *s, struct udrv_completion *row, uint32_t rows,
 			s->records = records;
 			s->seq--;
 			udrv_stream_single(s, t, nobodys.latency_ns, 0,
-			       (uint8_t)(flags | UDRV_RECORD_LATE |
+			       (uint8_t)(flags >> 5 | UDRV_RECORD_LATE |
 					 (nobodys.latency_ns < late_below ?
 					  UDRV_RECORD_HOST_LATE : 0)));
 			counters->late++;
 			given++;
 		} else {
-			udrv_stream_single(s, NULL, 0, 0, (uint8_t)(flags | UDRV_RECORD_REJECTED));
+			udrv_stream_single(s, NULL, 0, 0, (uint8_t)(flags >> 5 | UDRV_RECORD_REJECTED));
 			counters->rejected++;
 			s->window->rejected++;
 		}
@@ -295,7 +305,7 @@ static __attribute__((noinline, cold)) void note_gap(struct udrv_window *w, uint
 
 static inline __attribute__((always_inline)) void
 pass(struct udrv_stream *s, struct udrv_completion *row, uint32_t rows, uint32_t n,
-     const uint32_t *given, int dry, const int records)
+     const uint32_t *given, const int records)
 {
 	struct udrv_stream_shared *const sh = s->shared;
 	uint64_t now, gap_ns;
@@ -324,24 +334,21 @@ pass(struct udrv_stream *s, struct udrv_completion *row, uint32_t rows, uint32_t
 	if (unlikely(gap_ns > w->max_gap_ns))
 		note_gap(w, gap_ns, rows ? row->latency_ns : 0);
 	sh->counters.seen += n;
-	w->seen += n;
 	s->slept = 0;
-	if (dry)
-		s->polled = s->looked;
 	s->looked = now;
 	pass_end(sh);
 }
 
 static void pass_windows(struct udrv_stream *s, struct udrv_completion *row, uint32_t rows,
-			 uint32_t n, const uint32_t *given, int dry)
+			 uint32_t n, const uint32_t *given)
 {
-	pass(s, row, rows, n, given, dry, 0);
+	pass(s, row, rows, n, given, 0);
 }
 
 static void pass_records(struct udrv_stream *s, struct udrv_completion *row, uint32_t rows,
-			 uint32_t n, const uint32_t *given, int dry)
+			 uint32_t n, const uint32_t *given)
 {
-	pass(s, row, rows, n, given, dry, 1);
+	pass(s, row, rows, n, given, 1);
 }
 
 udrv_stream_pass_fn *udrv_stream_pass_for(int records)
@@ -360,7 +367,6 @@ void udrv_stream_ended(struct udrv_stream *s, struct udrv_completion *row, uint3
 		udrv_window_rotate(s, now);
 	s->seq = s->first_seq + sh->counters.seen;
 	sh->counters.seen += rows;
-	s->window->seen += rows;
 	s->window->ended += rows;
 	for (; rows; rows--, row++, given++)
 		udrv_stream_single(s, tracker_at(s->trackers, *given), row->latency_ns, row->status,
@@ -373,6 +379,6 @@ void udrv_stream_woke(struct udrv_stream *s, uint64_t slept_ns, uint64_t asked_n
 {
 	if (slept_ns > asked_ns + asked_ns / 8)
 		return;	/* it should have run before: all of the sleep counts as not looked at */
-	s->slept = UDRV_RECORD_SLEPT;
+	s->slept = UDRV_RECORD_SLEPT << 5;
 	s->polled = udrv_ticks();
 }

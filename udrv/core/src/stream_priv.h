@@ -13,19 +13,15 @@
 
 #include <udrv/stream.h>
 
-#define NO_KEY UINT64_MAX	/* of udrv_stream.select and late */
-
 /* The pass of a stream with records, or with windows alone. */
 udrv_stream_pass_fn *udrv_stream_pass_for(int records);
 
 /* Begin the window that `now` lies in. */
 void udrv_window_rotate(struct udrv_stream *s, uint64_t now);
 
-/*
- * Make the key of tracker `t` the current one: its cell, its bands, its columns. late: a record's other
- * flags << 1, and whether the host was late.
- */
-void udrv_window_set_key(struct udrv_stream *s, const struct udrv_tracker *t, uint64_t late);
+/* Make the key of tracker `t` and `select` at hand in *key: its cell, its bands, its columns. */
+void udrv_window_make_key(struct udrv_stream *s, struct udrv_stream_key *key,
+			  const struct udrv_tracker *t, uint64_t select);
 
 /* The index of a namespace, or UDRV_NS_UNKNOWN. */
 uint32_t udrv_stream_ns_index(const struct udrv_stream_shared *sh, uint32_t nsid);

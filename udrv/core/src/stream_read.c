@@ -50,27 +50,53 @@ static uint64_t taken_of(const struct udrv_ring_reader *reader, uint32_t i, uint
 	return taken < rows ? taken : rows;
 }
 
+/*
+ * The chunk to take next: the oldest one with rows not taken yet, from generation `from` on. Return: its
+ * index and its generation in *found, or -UDRV_EAGAIN. *busy: an older one is about to be reused.
+ */
+static int oldest(const struct udrv_stream_shared *sh, const struct udrv_ring_reader *reader,
+		  uint64_t from, uint64_t *found, int *busy)
+{
+	uint64_t best = UINT64_MAX, best_busy = UINT64_MAX;
+	uint32_t i;
+	int index = -UDRV_EAGAIN;
+
+	for (i = 0; i < sh->chunks; i++) {
+		const struct udrv_chunk *c = chunk_at(sh, i);
+		/* acquire: base and rows after it; pairs with reuse_chunk() */
+		const uint64_t marked = __atomic_load_n(&c->generation, __ATOMIC_ACQUIRE);
+		const uint64_t g = marked & ~UDRV_CHUNK_BUSY;
+		const uint64_t rows = __atomic_load_n(&c->rows, __ATOMIC_ACQUIRE);
+
+		if (!g || g < from || taken_of(reader, i, g, rows) >= rows)
+			continue;
+		if (marked & UDRV_CHUNK_BUSY) {
+			best_busy = g < best_busy ? g : best_busy;
+		} else if (g < best) {
+			best = g;
+			index = (int)i;
+		}
+	}
+	*found = best;
+	*busy = best_busy < best;
+	return index;
+}
+
 int udrv_ring_take(const struct udrv_stream_shared *sh, struct udrv_ring_reader *reader,
 		   uint64_t *generation, uint32_t *first, uint32_t *end, uint64_t *base)
 {
-	uint64_t g, best = UINT64_MAX, rows, taken, before;
+	const uint64_t from = reader->next > *generation ? reader->next : *generation;
+	uint64_t best, rows, taken, before;
 	const struct udrv_chunk *c;
-	uint32_t i, index = 0;
+	uint32_t tries = 0;
+	int index, busy;
 
-	for (i = 0; i < sh->chunks; i++) {
-		c = chunk_at(sh, i);
-		/* acquire: base and rows after it; pairs with reuse_chunk() */
-		g = __atomic_load_n(&c->generation, __ATOMIC_ACQUIRE);
-		if (!g || g < *generation || g >= best)
-			continue;
-		rows = __atomic_load_n(&c->rows, __ATOMIC_ACQUIRE);
-		if (taken_of(reader, i, g, rows) < rows) {
-			best = g;
-			index = i;
-		}
-	}
-	if (best == UINT64_MAX)
-		return -UDRV_EAGAIN;
+	/* for a moment only, unless the producer was stopped in it: then its turn is over */
+	do
+		index = oldest(sh, reader, from, &best, &busy);
+	while (busy && ++tries < 1000);
+	if (index < 0)
+		return index;
 	c = chunk_at(sh, index);
 	before = reader->hold[index];
 	__atomic_store_n(&reader->hold[index], best, __ATOMIC_RELAXED);
@@ -89,11 +115,29 @@ int udrv_ring_take(const struct udrv_stream_shared *sh, struct udrv_ring_reader 
 	/* release: pairs with the acquire in reuse_chunk(), which must not see rows of another one */
 	__atomic_store_n(&reader->taken[index].rows, rows, __ATOMIC_RELAXED);
 	__atomic_store_n(&reader->taken[index].generation, best, __ATOMIC_RELEASE);
+	reader->next = best;
 	*generation = best;
 	*first = (uint32_t)taken;
 	*end = (uint32_t)rows;
 	*base = c->base;
-	return (int)index;
+	return index;
+}
+
+int udrv_ring_take_all(const struct udrv_stream_shared *sh, struct udrv_ring_reader *reader,
+		       struct udrv_taken *out, uint32_t max)
+{
+	uint32_t n;
+
+	for (n = 0; n < max; n++, out++) {
+		uint64_t generation = 0;
+		int index = udrv_ring_take(sh, reader, &generation, &out->first, &out->end,
+					   &out->base);
+
+		if (index < 0)
+			break;
+		out->index = (uint32_t)index;
+	}
+	return (int)n;
 }
 
 void udrv_ring_release(struct udrv_ring_reader *reader, uint32_t index)
@@ -139,12 +183,16 @@ int udrv_stream_count(const struct udrv_stream_shared *sh, const struct udrv_rin
 		*waiting = 0;
 		for (i = 0; i < sh->chunks; i++) {
 			const struct udrv_chunk *c = chunk_at(sh, i);
-			const uint64_t g = __atomic_load_n(&c->generation, __ATOMIC_ACQUIRE);
+			const uint64_t g = __atomic_load_n(&c->generation, __ATOMIC_ACQUIRE) &
+					   ~UDRV_CHUNK_BUSY;
 			const uint64_t rows = __atomic_load_n(&c->rows, __ATOMIC_ACQUIRE);
 			const uint64_t taken = g ? taken_of(reader, i, g, rows) : 0;
 
 			out->delivered += taken;
-			*waiting += g ? rows - taken : 0;
+			if (g < __atomic_load_n(&reader->next, __ATOMIC_RELAXED))
+				out->overrun += rows - taken;	/* its turn is over */
+			else
+				*waiting += g ? rows - taken : 0;
 		}
 		if (mark && !moved(sh, mark))
 			return 0;
@@ -209,6 +257,8 @@ int udrv_window_read(const struct udrv_stream_shared *sh, uint64_t rotation,
 		if (open - rotation >= UDRV_WINDOWS)
 			return -UDRV_ERANGE;
 		*window = *w;
+		if (rotation == open)
+			window->seen = sh->counters.seen - sh->seen_before;
 		n = copy_rows(sh, rotation, rows, hist, max);
 		for (i = 0; bands && i < UDRV_WINDOW_NAMESPACES; i++) {
 			bands[i] = all[i];

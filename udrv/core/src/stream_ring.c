@@ -15,7 +15,7 @@ static int reuse_chunk(struct udrv_stream *s, uint32_t i)
 		/* relaxed: a first look, so that to find all of them held stays cheap */
 		if (__atomic_load_n(&s->reader->hold[i], __ATOMIC_RELAXED) == generation)
 			return 0;
-		__atomic_store_n(&c->generation, 0, __ATOMIC_RELAXED);
+		__atomic_store_n(&c->generation, generation | UDRV_CHUNK_BUSY, __ATOMIC_RELAXED);
 		/* our store before our load: pairs with udrv_ring_take(), see record.h */
 		__atomic_thread_fence(__ATOMIC_SEQ_CST);
 		if (__atomic_load_n(&s->reader->hold[i], __ATOMIC_RELAXED) == generation) {

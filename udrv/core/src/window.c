@@ -17,6 +17,9 @@ void udrv_window_rotate(struct udrv_stream *s, uint64_t now)
 	const uint64_t now_ns = udrv_monotonic_ns();
 	const uint64_t start = now_ns - now_ns % s->period_ns;
 
+	if (s->window)
+		s->window->seen = sh->counters.seen - sh->seen_before;
+	sh->seen_before = sh->counters.seen;
 	/* the old one's number before anything of it is overwritten: pairs with udrv_window_read() */
 	__atomic_store_n(&w->rotation, 0, __ATOMIC_RELAXED);
 	__atomic_thread_fence(__ATOMIC_RELEASE);
@@ -35,8 +38,7 @@ void udrv_window_rotate(struct udrv_stream *s, uint64_t now)
 	s->anchor_ticks = now;
 	s->anchor_ns = now_ns;
 	s->end_ticks = now + ns_to_ticks(w->end_ns - now_ns);
-	s->select = NO_KEY;
-	s->late = NO_KEY;
+	s->key = &s->none;
 }
 
 /* The 99th percentile of a cell, or UINT64_MAX if it has none. */
@@ -129,69 +131,41 @@ static udrv_u64x2 twice(uint64_t v)
 	return (udrv_u64x2){ v, v };
 }
 
-static __attribute__((noinline)) void make_shape(const struct udrv_stream *s,
-						  struct udrv_stream_shape *shape,
-						  const struct udrv_tracker *t)
+void udrv_window_make_key(struct udrv_stream *s, struct udrv_stream_key *key,
+			  const struct udrv_tracker *t, uint64_t select)
 {
 	const uint64_t about = t->about;
 	const uint32_t ns = udrv_stream_ns_index(s->shared, about_nsid(about));
-	const uint32_t op = kind(about_opcode(about));
+	const uint32_t op = kind(about_opcode(about)), late = select >> 4 & 1;
+	const uint64_t flags = select >> 5 | (late ? UDRV_RECORD_HOST_LATE : 0);
+	uint32_t index = 0;
 
-	shape->about = about;
-	shape->key = UDRV_KEY_REST;
-	if (ns != UDRV_NS_UNKNOWN)
-		shape->key = UDRV_KEY(ns, op, udrv_log2_class(t->len, 9), 0, 0);
-	/* of a raw command nobody checked which blocks there are */
-	shape->ns = op <= UDRV_OP_WRITE && !about_raw(about) ? ns : UDRV_NS_UNKNOWN;
-	shape->band_mult = shape->ns != UDRV_NS_UNKNOWN ? s->ns_mult[ns] : 0;
-	shape->nlb16 = twice(about_nlb(about) * 0x0001000100010001ull);
-	shape->ns16 = twice(ns * 0x0001000100010001ull);
-	shape->opcode8 = twice(about_opcode(about) * 0x0101010101010101ull);
-}
+	if (ns != UDRV_NS_UNKNOWN) {
+		const uint32_t k = UDRV_KEY(ns, op, udrv_log2_class(t->len, 9), select & 15, late);
 
-static inline uint32_t hash(uint64_t about)
-{
-	return (uint32_t)((about * 0x9e3779b97f4a7c15ull) >> 60) & (UDRV_STREAM_SHAPES - 1);
-}
-
-void udrv_window_set_key(struct udrv_stream *s, const struct udrv_tracker *t, uint64_t late)
-{
-	const uint32_t select = udrv_log2_class((uint32_t)t->depth, 0) << 1 | (late & 1);
-	struct udrv_stream_shape *shape = s->shape;
-	uint32_t index = 0, key;
-	struct udrv_cell *c;
-
-	s->depth = t->depth;
-	if (shape->about != t->about) {
-		shape = &s->shapes[hash(t->about)];
-		if (unlikely(shape->about != t->about))
-			make_shape(s, shape, t);
-		s->shape = shape;
-		s->about = shape->about;
+		index = s->cell_of[k];
+		if (!index)
+			index = new_cell(s, k);
 	}
-	key = shape->key;
-	if (likely(key != UDRV_KEY_REST)) {
-		key |= select;
-		index = s->cell_of[key];
-		if (unlikely(!index))
-			index = new_cell(s, key);
-	}
-	if (unlikely(!index))
-		index = s->shared->cells;
-	c = &s->open_cells[index - 1];
-	if (unlikely(c->rotation != s->shared->rotation))
-		begin_cell(s, c);
-	s->select = select;
-	s->late = late;
-	s->cell = c;
-	s->threshold_ns = c->threshold_ns;
-	/* what the host delayed tells nothing of blocks */
-	if (unlikely(late & 1 || shape->ns == UDRV_NS_UNKNOWN)) {
-		s->bands = &s->nowhere;
-		s->band_mult = 0;
+	if (!index)
+		index = s->shared->cells;	/* the rest's */
+	key->cell = &s->open_cells[index - 1];
+	if (key->cell->rotation != s->shared->rotation)
+		begin_cell(s, key->cell);
+	key->about = about;
+	key->select = select;
+	key->rotation = s->shared->rotation;
+	key->threshold_ns = key->cell->threshold_ns;
+	/* what the host delayed tells nothing of blocks, and a raw command's nobody checked */
+	if (late || ns == UDRV_NS_UNKNOWN || op > UDRV_OP_WRITE || about_raw(about)) {
+		key->bands = &s->nowhere;
+		key->band_mult = 0;
 	} else {
-		s->bands = find_bands(s, shape->ns);
-		s->band_mult = shape->band_mult;
+		key->bands = find_bands(s, ns);
+		key->band_mult = s->ns_mult[ns];
 	}
-	s->flags8 = twice((late >> 1 | (late & 1 ? UDRV_RECORD_HOST_LATE : 0)) * 0x0101010101010101ull);
+	key->nlb16 = twice(about_nlb(about) * 0x0001000100010001ull);
+	key->ns16 = twice(ns * 0x0001000100010001ull);
+	key->opcode8 = twice(about_opcode(about) * 0x0101010101010101ull);
+	key->flags8 = twice(flags * 0x0101010101010101ull);
 }

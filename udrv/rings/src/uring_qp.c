@@ -442,6 +442,7 @@ static __attribute__((noinline)) uint32_t consume_for_stream(struct udrv_uring_q
 							      struct udrv_completion *row, int all)
 {
 	uint32_t given[UDRV_STREAM_PASS], rows = 0, i;
+	const uint64_t looked = qp->stream->looked;
 
 	for (i = 0; i < UDRV_STREAM_PASS; i++)
 		given[i] = i * (uint32_t)sizeof(struct udrv_tracker);
@@ -450,11 +451,14 @@ static __attribute__((noinline)) uint32_t consume_for_stream(struct udrv_uring_q
 		const uint32_t got = consume(qp, head, m, row + rows, qp->streamed);
 
 		n -= m;
-		qp->stream->pass(qp->stream, row + rows, got, m, given, !n && all);
+		qp->stream->pass(qp->stream, row + rows, got, m, given);
 		rows += got;
 	}
+	/* what came while this went on is the next look's */
 	if (!qp->inflight)
-		udrv_stream_dry(qp->stream);
+		udrv_stream_dry(qp->stream, qp->stream->looked);
+	else if (all)
+		udrv_stream_dry(qp->stream, looked);
 	return rows;
 }
 
@@ -473,7 +477,7 @@ int __udrv_uring_qp_reap(struct udrv_uring_qp *qp, const struct udrv_completions
 	/* acquire: the CQEs, and the data, before the tail; pairs with the kernel's store of it */
 	n = __atomic_load_n(qp->kcqtail, __ATOMIC_ACQUIRE) - head;
 	if (!n && max && unlikely(qp->stream))
-		udrv_stream_dry(qp->stream);
+		udrv_stream_dry(qp->stream, qp->stream->looked);
 	if (!n || !max)
 		return 0;
 	all = n <= max;

@@ -10,7 +10,7 @@
  * Consumer: to look at a chunk, store its generation into `hold`, full barrier, and read the
  * generation again: if it is still the same, the chunk is neither overwritten nor reused until
  * `hold` is anything else. `taken` says how many rows were handed on.
- * Producer: to reuse a chunk, take its generation away, full barrier, read `hold`. The two stores
+ * Producer: to reuse a chunk, mark its generation, full barrier, read `hold`. The two stores
  * and two loads are in opposite order, so at least one of both sees the other, and steps back.
  *
  * seq, the number of a completion, is base + row * stride: completions consumed on that completion
@@ -22,7 +22,7 @@
 #include <udrv/compiler.h>
 
 #define UDRV_RECORD_VERSION 1
-#define UDRV_RECORD_ROWS 1024	/* of a chunk */
+#define UDRV_RECORD_ROWS 4096	/* of a chunk */
 #define UDRV_RECORD_UNIT_SHIFT 4	/* latency is in units of 16 ns */
 
 /* Of the column `flags`. */
@@ -42,7 +42,7 @@ enum udrv_record_flag {
  * written in whole ones, and what is past the run is written again or never published.
  */
 struct udrv_chunk {
-	uint64_t generation;	/* from 1; 0 while it is between two */
+	uint64_t generation;	/* from 1; 0: never used; UDRV_CHUNK_BUSY */
 	uint64_t base;		/* seq of row 0 */
 	uint32_t rows;		/* published */
 	uint32_t stride;	/* 1: every completion; n: every n-th */
@@ -64,6 +64,9 @@ static_assert(offsetof(struct udrv_chunk, submit_ns) == UDRV_CACHELINE &&
 	      offsetof(struct udrv_chunk, flags) % UDRV_CACHELINE == 0 &&
 	      sizeof(struct udrv_chunk) % UDRV_CACHELINE == 0, "columns begin on cache lines");
 
+/* In `generation`: the producer is about to reuse it, unless it finds it held. */
+#define UDRV_CHUNK_BUSY (1ull << 63)
+
 #define UDRV_RING_MAX_CHUNKS 64
 
 /* What the consumer writes: a page of its own, which the producer maps too. */
@@ -73,7 +76,7 @@ struct udrv_ring_reader {
 		uint64_t generation;
 		uint64_t rows;		/* handed on, of that generation */
 	} taken[UDRV_RING_MAX_CHUNKS];
-	uint64_t next;			/* the generation to take next; the consumer's own note */
+	uint64_t next;			/* older generations are not taken any more: in order, always */
 	uint64_t __reserved[7];
 };
 static_assert(sizeof(struct udrv_ring_reader) <= 4096, "one page a queue");

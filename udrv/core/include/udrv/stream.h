@@ -4,7 +4,7 @@
  *
  * A `struct udrv_stream` hangs on one queue of any transport. Its queue calls udrv_stream_look()
  * before it looks for completions, the pass for those that it consumed between two looks at the
- * clock, and udrv_stream_dry() when there are no more. A queue without a stream does none of that.
+ * clock, and udrv_stream_dry() when there were no more. A queue without a stream does none of that.
  *
  * Honest time. Latency is from the doorbell to the look that found the completion, so it holds the
  * time that the completion lay there unseen. `polled` is the last moment at which the queue was known
@@ -72,7 +72,8 @@ struct udrv_stream_shared {
 	uint32_t nr_keys;	/* cells in use */
 	uint32_t nr_namespaces;
 	uint64_t serial;	/* of the configuration */
-	uint64_t __reserved[3];
+	uint64_t seen_before;	/* counters.seen when the open window began */
+	uint64_t __reserved[2];
 
 	struct udrv_stream_counters counters __cacheline_aligned;
 	struct udrv_window window[UDRV_WINDOWS];
@@ -108,26 +109,31 @@ struct udrv_stream;
 
 /*
  * A pass: n > 0 completions were consumed, of which `rows` were delivered; given[] are their trackers'
- * offsets, those of late ones (see udrv_stream_odd) among them. Fills in latency_ns. `dry`: there were
- * no more. A stream has its own, which is called through it.
+ * offsets, those of late ones (see udrv_stream_odd) among them. Fills in latency_ns, and sets `looked`
+ * to the clock that it read. A stream has its own, which is called through it.
  */
 typedef void udrv_stream_pass_fn(struct udrv_stream *s, struct udrv_completion *row, uint32_t rows,
-				 uint32_t n, const uint32_t *given, int dry);
+				 uint32_t n, const uint32_t *given);
 
-/* What follows from `about` of a tracker. */
-struct udrv_stream_shape {
-	uint64_t about;		/* UINT64_MAX: none */
-	uint64_t band_mult;	/* of a block's number, for the upper half to be its band */
-	uint32_t key;		/* UDRV_KEY() of it, but for depth and lateness */
-	uint32_t ns;		/* whose bands; UDRV_NS_UNKNOWN: none */
+/* A key of the open window, and what follows from it. */
+struct udrv_stream_key {
+	uint64_t about;		/* as of udrv_tracker */
+	uint64_t select;	/* flags of its records << 5 | late << 4 | depth bucket */
+	uint64_t rotation;	/* of the window that it is of; 0: none */
+	struct udrv_cell *cell;
+	struct udrv_bands *bands;
+	uint64_t band_mult;	/* of a block's number, for the upper half to be its band times 8 */
+	uint64_t threshold_ns;
 	uint64_t __reserved;
 	/* values of a record's columns, as often as a vector has room */
 	udrv_u64x2 nlb16;
 	udrv_u64x2 ns16;
 	udrv_u64x2 opcode8;
+	udrv_u64x2 flags8;
 };
+static_assert(sizeof(struct udrv_stream_key) == 2 * UDRV_CACHELINE, "the columns have the second line");
 
-#define UDRV_STREAM_SHAPES 16	/* kept, by a hash; a power of 2 */
+#define UDRV_STREAM_KEYS 64	/* that are at hand, by a hash */
 
 /* This process's side, in memory that nobody shares. Opaque but for the files of core/. */
 struct udrv_stream {
@@ -141,25 +147,16 @@ struct udrv_stream {
 	udrv_stream_pass_fn *pass;
 	struct udrv_chunk *chunk;	/* the open one, or NULL */
 
-	/* of the run's key, and what follows from it */
-	uint64_t about __cacheline_aligned;	/* as of udrv_tracker */
-	uint64_t depth;		/* likewise */
-	uint64_t late;		/* flags << 1 | late; UINT64_MAX: no key is set */
-	struct udrv_cell *cell;
-	struct udrv_bands *bands;
-	uint64_t band_mult;
-	uint64_t threshold_ns;
-	struct udrv_stream_shape *shape;
-
-	udrv_u64x2 flags8 __cacheline_aligned;
-	uint64_t select;	/* depth bucket << 1 | late; UINT64_MAX: no key is set */
-	uint32_t fill;		/* rows in the open chunk, those of this pass included */
-	uint32_t nr_odd;
+	struct udrv_stream_key *key __cacheline_aligned;	/* of the run before */
+	uint64_t depth;		/* of the run before, and its bucket */
+	uint64_t bucket;
 	uint64_t anchor_ticks;	/* of the window's start, by both clocks */
 	uint64_t anchor_ns;
+	uint32_t fill;		/* rows in the open chunk, those of this pass included */
+	uint32_t nr_odd;
 	uint32_t records;
 	uint32_t stride;
-	uint32_t slept;		/* UDRV_RECORD_SLEPT if the look follows a sleep */
+	uint32_t slept;		/* UDRV_RECORD_SLEPT << 5 if the look follows a sleep */
 	uint32_t next_chunk;	/* to try next */
 
 	uint64_t seq;		/* of the next completion; kept off the plain path only */
@@ -173,7 +170,8 @@ struct udrv_stream {
 	struct udrv_bands *all_bands;
 	uint32_t *keys;
 	uint64_t ns_mult[UDRV_WINDOW_NAMESPACES];
-	struct udrv_stream_shape shapes[UDRV_STREAM_SHAPES];
+	struct udrv_stream_key at_hand[UDRV_STREAM_KEYS] __cacheline_aligned;
+	struct udrv_stream_key none;	/* of no window */
 	struct udrv_stream_odd odd[UDRV_STREAM_PASS];
 	uint16_t cell_of[UDRV_KEYS];	/* index + 1 */
 	struct udrv_bands nowhere;	/* bands of what has none */
@@ -214,10 +212,10 @@ static inline void udrv_stream_look(struct udrv_stream *s)
 	s->looked = udrv_ticks();
 }
 
-/* That look, or the last pass, found the queue empty. */
-static inline void udrv_stream_dry(struct udrv_stream *s)
+/* The queue was empty at `looked`: before the look that found it so, or when its last command came. */
+static inline void udrv_stream_dry(struct udrv_stream *s, uint64_t looked)
 {
-	s->polled = s->looked;
+	s->polled = looked;
 }
 
 /* One that is not delivered, in the pass to come, after `row` delivered ones. */
@@ -250,12 +248,24 @@ struct udrv_stream_ops {
 int udrv_stream_check(const void *shared, size_t size);
 
 /*
- * Hold the oldest chunk that has rows not taken yet, of generation *generation or newer. Return: its
- * index, with *generation its own, *first and *end its rows not taken yet and *base the seq of its row
- * 0; or -UDRV_EAGAIN if there is none.
+ * Hold the oldest chunk that has rows not taken yet, of generation *generation or newer, and no older
+ * than the one taken before. Return: its index, with *generation its own, *first and *end its rows not
+ * taken yet and *base the seq of its row 0; or -UDRV_EAGAIN if there is none.
  */
 int udrv_ring_take(const struct udrv_stream_shared *sh, struct udrv_ring_reader *reader,
 		   uint64_t *generation, uint32_t *first, uint32_t *end, uint64_t *base);
+
+struct udrv_taken {
+	uint64_t base;
+	uint32_t index;
+	uint32_t first;
+	uint32_t end;
+	uint32_t __reserved;
+};
+
+/* udrv_ring_take() until there is none, at most max times. Return: how many. */
+int udrv_ring_take_all(const struct udrv_stream_shared *sh, struct udrv_ring_reader *reader,
+		       struct udrv_taken *out, uint32_t max);
 
 /* Nobody looks at the chunk any more. */
 void udrv_ring_release(struct udrv_ring_reader *reader, uint32_t index);
