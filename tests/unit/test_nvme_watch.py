@@ -34,24 +34,33 @@ class FakePair:
         self.late: set[int] = set()
         self.inflight = self.unreaped = 0
         self.shared = SimpleNamespace(consumed=0)
+        self.owes = True
+        self.born = 1000  # when commands that are late were submitted, before their id
+
+    def awaited(self) -> bool:
+        return self.owes
 
     def overdue(self, limits: Any) -> list[Overdue]:
-        return [Overdue((cid, 1000 + cid), cid, 2, 11.0, 0, 512) for cid in sorted(self.late)]
+        return [Overdue((cid, self.born + cid), cid, 2, 11.0, 0, 512) for cid in sorted(self.late)]
 
 
 class World:
     def __init__(self, *pairs: FakePair) -> None:
         self.now = 100.0
+        self.generation = 0
         self.aborts: list[tuple[int, int]] = []
         self.resets: list[str] = []
         self.on_abort: Callable[[], None] = lambda: None
         self.admin_busy = False
         self.watch = OverdueWatch(
             LIMITS, pairs=lambda: [cast(QueuePair, pair) for pair in pairs], abort=self.abort,
-            reset=self.resets.append, clock=lambda: self.now,
+            reset=self.reset, generation=lambda: self.generation, clock=lambda: self.now,
         )  # fmt: skip
 
-    def abort(self, qid: int, cid: int) -> bool:
+    def reset(self, reason: str, generation: int) -> None:
+        self.resets.append(reason)
+
+    def abort(self, qid: int, cid: int, generation: int) -> bool:
         if self.admin_busy:
             return False
         self.aborts.append((qid, cid))
@@ -171,6 +180,37 @@ def test_an_untimed_queue_stands_still_or_not() -> None:
     assert len(world.resets) == 1 and not world.aborts
 
 
+def test_what_is_not_owed_on_an_untimed_queue_is_not_waited_for() -> None:
+    """Given up, or ended by a reset and not reaped yet: in flight, and nothing will come."""
+    pair = FakePair(1, timed=False)
+    world = World(pair)
+    pair.inflight, pair.owes = 3, False
+    for _ in range(60):
+        world.look()
+    assert not world.resets
+    pair.owes = True
+    for _ in range(30):
+        world.look()
+    assert world.resets
+
+
+def test_a_reset_meanwhile_voids_what_a_look_found() -> None:
+    """The ids are of other commands by then: no Abort, and no second reset."""
+    pair = FakePair(1)
+    world = World(pair)
+    pair.late = {1, 2, 3}
+    world.look()
+
+    def reset() -> None:
+        world.generation += 1
+
+    world.on_abort = reset
+    world.look()
+    assert world.aborts == [(1, 1)]
+    world.look()  # found for the first time
+    assert world.aborts == [(1, 1)] and not world.resets
+
+
 @given(st.lists(st.tuples(st.sampled_from(["late", "back", "look"]), st.integers(0, 5)),
                 max_size=80))  # fmt: skip
 def test_no_reset_without_an_abort_and_its_patience(steps: list[tuple[str, int]]) -> None:
@@ -182,7 +222,8 @@ def test_no_reset_without_an_abort_and_its_patience(steps: list[tuple[str, int]]
             pair.late.add(cid)
         elif what == "back":
             pair.late.discard(cid)
-            aborted.pop(cid, None)
+            pair.born += 100  # what is late under an id from now on is another command
+            aborted.clear()
         else:
             before = len(world.aborts), len(world.resets)
             world.look()

@@ -6,19 +6,25 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from udrv.core import lib
-from udrv.errors import CommandTimeoutError, ControllerError, InvalidRequestError, UdrvError
+from udrv.errors import (
+    CommandTimeoutError,
+    ControllerError,
+    InvalidRequestError,
+    QueueBusyError,
+    UdrvError,
+)
 from udrv.fork import ForkGuard
 from udrv.memory import Buffer, DmaMemory
 from udrv.nvme.batch import STATUS_CODE, Completions
 from udrv.nvme.events import AsyncEvent, Events
 from udrv.nvme.lifecycle import Lifecycle
-from udrv.nvme.pair import MAX_SLOTS, QueuePair
+from udrv.nvme.pair import CLOSE_SECONDS, MAX_SLOTS, QueuePair
 from udrv.nvme.recovery import Recovery
 from udrv.nvme.spec import command
 from udrv.nvme.spec.identify import IDENTIFY_SIZE, decode_nsid_list
@@ -41,6 +47,7 @@ _REPEATABLE = frozenset({
 _SPIN_NS = 50_000
 _SLEEP_SECONDS = 0.001
 _NS = 1_000_000_000
+_ABORTED = int(lib.UDRV_STATUS_ABORTED_BY_HOST)
 
 
 #: After these a namespace may have other blocks, or be gone: what was known of it is void.
@@ -68,10 +75,6 @@ class _ResetError(UdrvError):
         self.submitted = submitted
 
 
-class _BusyError(UdrvError):
-    """Another command is running."""
-
-
 class AdminQueue:
     """Serialises admin commands; any thread may call it.
 
@@ -84,6 +87,8 @@ class AdminQueue:
     Attributes
     ----------
     resets: somebody resets the controller when a command is overdue: it is waited for.
+    own_limit: the command that is running has a time-out of its caller's, and nothing is reset for
+        it.
     """
 
     def __init__(
@@ -95,6 +100,7 @@ class AdminQueue:
         self._memory = memory
         self._lifecycle = lifecycle
         self._lock = threading.Lock()
+        self._holder = 0
         self._guard = ForkGuard()
         self._completions = Completions(1)
         self._serial = 0
@@ -104,6 +110,7 @@ class AdminQueue:
         self._timeouts = Timeouts() if timeouts is None else timeouts
         self._recovery = recovery
         self.resets = False
+        self.own_limit = False
         self._epoch = 0
 
     def command(
@@ -141,10 +148,12 @@ class AdminQueue:
                 self._recovery.wait_over()
             try:
                 status, result, data = self._once(sqe, length, write, timeout)
+                if status == _ABORTED:  # it saw the end of its command before that of the reset
+                    raise _ResetError(submitted=True)
                 break
             except _ResetError as reset:
                 if not left or (reset.submitted and sqe[0] not in _REPEATABLE):
-                    status, result, data = int(lib.UDRV_STATUS_ABORTED_BY_HOST), 0, b""
+                    status, result, data = _ABORTED, 0, b""
                     break
         if status & STATUS_CODE:  # CRD, M and DNR alone make no error
             raise error_from_status(
@@ -156,11 +165,57 @@ class AdminQueue:
             )
         return AdminResult(result, data)
 
+    def _busy(self) -> QueueBusyError:
+        return QueueBusyError(
+            "the admin queue is in use by another command", device=self._pair.device,
+            mend="wait for it to end; from a signal handler there is no way in",
+        )  # fmt: skip
+
+    def check_holder(self) -> None:
+        """Raise where this thread would wait for itself: a signal handler inside of a command."""
+        if self._holder == threading.get_ident() and self._lock.locked():
+            raise self._busy()
+
+    def abort(self, qid: int, cid: int, generation: int) -> bool:
+        """Send Abort for a command; False, with nothing sent, while another command is running.
+
+        Whoever aborts what is overdue must not wait for what may be overdue itself. What it found
+        before a reset is void: False, too, if there are not `generation` of them. Raises as
+        `command`.
+        """
+        sqe = command.abort(qid, cid)
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if self._recovery is not None and self._recovery.generation != generation:
+                return False
+            status = self._carry_out(sqe, 0, b"", self._timeouts.abort)[0]
+        except _ResetError:
+            return False
+        finally:
+            self._lock.release()
+        if status & STATUS_CODE:
+            raise error_from_status(
+                status, command=f"abort of command {cid} of queue {qid}", qid=0,
+                device=self._pair.device,
+            )  # fmt: skip
+        return True
+
     def _once(
-        self, sqe: bytes, length: int, write: bytes, timeout: float | None, *, blocking: bool = True
+        self, sqe: bytes, length: int, write: bytes, timeout: float | None
     ) -> tuple[int, int, bytes]:
         """Status, result and data of one command."""
-        with self._turn(blocking):
+        self.check_holder()
+        with self._lock:
+            return self._carry_out(sqe, length, write, timeout)
+
+    def _carry_out(
+        self, sqe: bytes, length: int, write: bytes, timeout: float | None
+    ) -> tuple[int, int, bytes]:
+        """The same, under the lock."""
+        try:
+            self._holder = threading.get_ident()
+            self.own_limit = timeout is not None
             epoch = self._epoch
             slot = self._take_slot()
             buffer = self._memory.alloc(length, zero=True) if length else None
@@ -196,24 +251,9 @@ class AdminQueue:
             result = int(self._completions.result[0])
             data = buffer.tobytes() if buffer is not None and not write else b""
             self._sweep()
+        finally:
+            self._holder = 0
         return status, result, data
-
-    def abort(self, qid: int, cid: int, timeout: float) -> bool:
-        """Send Abort for a command; False, with nothing sent, while another command is running.
-
-        Whoever aborts what is overdue must not wait for what may be overdue itself. Raises as
-        `command`.
-        """
-        try:
-            status = self._once(command.abort(qid, cid), 0, b"", timeout, blocking=False)[0]
-        except (_BusyError, _ResetError):
-            return False
-        if status & STATUS_CODE:
-            raise error_from_status(
-                status, command=f"abort of command {cid} of queue {qid}", qid=0,
-                device=self._pair.device,
-            )  # fmt: skip
-        return True
 
     # --- resets -------------------------------------------------------------------------------
 
@@ -222,19 +262,19 @@ class AdminQueue:
         raise _ResetError(submitted=True)
 
     def restarted(self) -> None:
-        """The pair is as new: what was in flight is over, event requests too."""
-        self._epoch += 1
-        self._pair.quarantine()
-        self._events.forget()
-
-    @contextlib.contextmanager
-    def _turn(self, blocking: bool) -> Iterator[None]:
-        if not self._lock.acquire(blocking=blocking):
-            raise _BusyError("another command is running", device=self._pair.device)
-        try:
-            yield
-        finally:
-            self._lock.release()
+        """The pair is as new: what was in flight is over, event requests too. Lets others in."""
+        # nobody may meet what the reset ended: who has the lock finds the pair halted, and leaves
+        self.check_holder()
+        deadline = time.monotonic() + CLOSE_SECONDS
+        while self._lock.locked():
+            if time.monotonic() > deadline:
+                raise self._busy()
+            time.sleep(_SLEEP_SECONDS)
+        with self._lock:
+            self._pair.resume()
+            self._epoch += 1
+            self._pair.quarantine()
+            self._events.forget()
 
     # --- events -----------------------------------------------------------------------------
 

@@ -93,12 +93,12 @@ class DirectBackend(Backend):
         self.shadow: ShadowDoorbells | None = None
         self._timeouts = Timeouts() if timeouts is None else timeouts
         self._attached: dict[int, QueuePair] = {}
-        self._attach_lock = threading.Lock()
+        self._attach_lock = threading.RLock()  # also of a signal handler inside of it
         self._namespaces: dict[int, IdentifyNamespace] = {}
         self._why: UdrvError | None = None
         self._wanted = 0
         self.watch: OverdueWatch | None = None
-        self.recovery = Recovery(self, self._settled)
+        self.recovery = Recovery(self)
         ledger = NullLedger() if ledger is None else ledger
         with ExitStack() as undo:
             undo.callback(device.close)
@@ -214,10 +214,6 @@ class DirectBackend(Backend):
                 error.mend = f"{error.mend or ''}; flight record: {path}".lstrip("; ")
             self.fail(error)
 
-    def _settled(self) -> None:
-        if self.watch is not None:
-            self.watch.forget()
-
     def fail(self, error: UdrvError) -> None:
         life = self._life
         if life is not None and life.state not in (State.FAILED, State.GONE, State.CLOSED):
@@ -254,7 +250,6 @@ class DirectBackend(Backend):
         assert self._admin is not None and self._registers is not None  # noqa: S101 - was READY
         self._why = None
         self._device.set_bus_master(True)  # a reset of the function clears it
-        pairs[0].resume()
         self._admin.restarted()
         identify, before = self._enable(), self.identify
         if (identify.sn, identify.mn) != (before.sn, before.mn):
@@ -301,6 +296,8 @@ class DirectBackend(Backend):
     # --- looked after by a thread -------------------------------------------------------------
 
     def recover(self, reason: str) -> None:
+        if self._admin is not None:
+            self._admin.check_holder()  # it could not be brought up again
         self.recovery.run(reason)
 
     @property
@@ -326,16 +323,19 @@ class DirectBackend(Backend):
         self._admin.resets = recover
         watch = self.watch = OverdueWatch(
             self._timeouts, pairs=self._watched if recover else list, abort=self._abort,
-            reset=self.recovery.run,
+            reset=self.recovery.run, generation=lambda: self.recovery.generation,
+            resetting=lambda: self.recovery.under_way,
         )  # fmt: skip
         return watch, self._device.departures() if isinstance(self._device, Departs) else ()
 
     def _watched(self) -> list[QueuePair]:
-        return [] if self._why is not None else self._pairs()
+        if self._why is not None or self._admin is None:
+            return []
+        return self._pairs()[self._admin.own_limit :]  # with a limit of its caller's: without it
 
-    def _abort(self, qid: int, cid: int) -> bool:
+    def _abort(self, qid: int, cid: int, generation: int) -> bool:
         assert self._admin is not None  # noqa: S101 - READY
-        return self._admin.abort(qid, cid, self._timeouts.abort)
+        return self._admin.abort(qid, cid, generation)
 
     # --- commands and queues ----------------------------------------------------------------
 
@@ -390,7 +390,7 @@ class DirectBackend(Backend):
 
     def attach(self, pair: Pair) -> None:
         rings = cast(QueuePair, pair)
-        rings.wait_over = self.recovery.wait_over
+        rings.wait_over = self.recovery.require_over
         # what fails without an answer (a time-out) leaves it true
         rings.on_device = True
         for _ in range(_ATTACH_TRIES):
@@ -450,6 +450,7 @@ class DirectBackend(Backend):
     # --- down -------------------------------------------------------------------------------
 
     def shutdown(self) -> None:
+        self.recovery.end()
         life = self._life
         if life is None:
             return

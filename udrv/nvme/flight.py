@@ -30,6 +30,10 @@ from udrv.nvme.pair import Overdue, QueuePair
 VERSION = 1
 #: Files kept; the oldest go.
 MOST_KEPT = 32
+#: Commands and completions of a queue, the last ones: everybody waits while they are written.
+MOST_ROWS = 512
+#: The names that `record` gives: nothing else in that folder is ours to delete.
+_NAME = re.compile(r"\d{8}T\d{6}\.\d{6}-\d+-[A-Za-z0-9._-]{1,80}\.json")
 #: What is asked of a pair to know how old everything is: a limit of a nanosecond each.
 _ALL = [1] * 256
 
@@ -52,12 +56,16 @@ def folder() -> Path | None:
     if named is not None:
         return Path(named) if named else None
     state = os.environ.get("XDG_STATE_HOME")
-    return (Path(state) if state else Path.home() / ".local" / "state") / "udrv" / "flight"
+    try:
+        return (Path(state) if state else Path.home() / ".local" / "state") / "udrv" / "flight"
+    except RuntimeError:  # a user without a home
+        return None
 
 
 def _rows(entries: np.ndarray, first: int) -> list[dict[str, Any]]:
-    """Entries of a ring, the one at index `first` first, those never written left out."""
-    order = [*range(first, len(entries)), *range(first)]
+    """The last entries of a ring, that before index `first` last, those never written left out."""
+    kept = min(len(entries), MOST_ROWS)
+    order = [slot % len(entries) for slot in range(first - kept, first)]
     return [
         {"slot": slot, **dict(zip(entries.dtype.names or (), entries[slot].item(), strict=True))}
         for slot in order
@@ -66,7 +74,7 @@ def _rows(entries: np.ndarray, first: int) -> list[dict[str, Any]]:
 
 
 def describe_pair(pair: QueuePair) -> dict[str, Any]:
-    """The rings of a pair, the oldest entry first, and what is in flight.
+    """The last of the rings of a pair, the oldest entry first, and what is in flight.
 
     While nobody is inside of it: what an owner changes meanwhile may come out torn.
     """
@@ -118,13 +126,18 @@ def record(
         where.mkdir(parents=True, exist_ok=True, mode=0o700)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(text)
+    except FileExistsError:  # the same microsecond: as good
+        return None
     except OSError:  # a full or a read-only disk must not stand in the way of what it records
+        with contextlib.suppress(OSError):
+            path.unlink()
         return None
     _keep(where)
     return path
 
 
 def _keep(where: Path) -> None:
-    for old in sorted(where.glob("*.json"))[:-MOST_KEPT]:
+    ours = sorted(path for path in where.glob("*.json") if _NAME.fullmatch(path.name))
+    for old in ours[:-MOST_KEPT]:
         with contextlib.suppress(OSError):
             old.unlink()

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from udrv.core import ffi, lib
-from udrv.errors import ClosedError, CommandTimeoutError, InvalidRequestError, UdrvError
+from udrv.errors import ClosedError, CommandTimeoutError, InvalidRequestError
 from udrv.memory import Buffer
 from udrv.nvme.pair import HALTED, WAIT_SLICE_NS
 from udrv.units import seconds
@@ -95,11 +95,7 @@ class Lane:
         with contextlib.suppress(ClosedError):  # unmapped: no device reaches it
             self.queue.hold_buffer(old, buffer)
         self.queue.drop_slot(old)  # let go of when nothing of it is in flight
-        while lib.udrv_lane_give_up(self.c, target, slot) == HALTED:
-            with contextlib.suppress(UdrvError):  # what came of the reset is told to the next call
-                self.queue.pair.pause(_LOOK_SECONDS)
-                continue
-            return  # halted for good: nobody comes in any more
+        lib.udrv_lane_give_up(self.c, target, slot)
 
     def aim(self, namespace: Namespace, buffer: Buffer) -> None:
         """Leave with the buffer what this lane needs of it and of the namespace."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from udrv.errors import UdrvError
+from udrv.errors import ClosedError, DeviceGoneError, UdrvError
 from udrv.nvme.batch import Batch
 from udrv.nvme.lane import Lane
 from udrv.nvme.queue import Queue
@@ -104,10 +104,10 @@ class Leases:
                 self.lanes.append(lane)
                 self._lent[token] = Lease(queue, _batch(queue), lane)
             queue, batch, lane = self._lent[token]
+            if queue.inflight:  # of a lane's caller, who gave it up while the pair was halted
+                queue.quarantine()
             if batch.slot < 0 or batch.inflight:
                 # a time-out: those commands keep their slot and buffer until they are done
-                if batch.inflight:
-                    queue.quarantine(batch)
                 batch.close()
                 self._lent[token] = Lease(queue, _batch(queue), lane)
         return True
@@ -119,9 +119,11 @@ class Leases:
                 return
             try:
                 self._check()
-            except UdrvError:  # closed or failed: nobody lends it again
+            except (ClosedError, DeviceGoneError):  # for good: nobody lends it again
                 del self._lent[token]
                 return
+            except UdrvError:  # failed: a reset may mend it
+                pass
             if not any(
                 other is not token and held.queue is lease.queue
                 for other, held in self._lent.items()

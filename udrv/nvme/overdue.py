@@ -35,14 +35,18 @@ class OverdueWatch:
     Parameters
     ----------
     pairs: the queue pairs in use, the admin queue's first.
-    abort: sends Abort for (queue id, command id) and waits for its completion; false if it cannot
-        be sent now, as an admin command is running; `CommandTimeoutError` if there is none.
-    reset: resets the controller, given the reason.
+    abort: sends Abort for (queue id, command id), of that generation, and waits for its completion;
+        false if it cannot be sent now, as an admin command is running; `CommandTimeoutError` if
+        there is none.
+    reset: resets the controller, given the reason and the generation.
+    generation: how many resets began. What a look found is void when one did.
+    resetting: whether one is under way.
     """
 
     def __init__(
         self, timeouts: Timeouts, *, pairs: Callable[[], Sequence[QueuePair]],
-        abort: Callable[[int, int], bool], reset: Callable[[str], object],
+        abort: Callable[[int, int, int], bool], reset: Callable[[str, int], object],
+        generation: Callable[[], int] = lambda: 0, resetting: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self._timeouts = timeouts
@@ -51,6 +55,9 @@ class OverdueWatch:
         self._abort = abort
         self._reset = reset
         self._clock = clock
+        self._generation = generation
+        self._resetting = resetting
+        self._seen = 0
         self._steps: dict[tuple[int, int, int], _Step] = {}
         self._still: dict[int, tuple[int, float]] = {}
         self._looked = clock()
@@ -70,11 +77,19 @@ class OverdueWatch:
         if now - self._looked > 4 * self.period + 0.5:
             self.forget()
         self._looked = now
+        seen = self._generation()
+        if seen != self._seen:
+            self._seen = seen
+            self.forget()
+        if self._resetting():
+            return
         found = self._found(now)
         for key in [key for key in self._steps if key not in found]:
             del self._steps[key]
         aborts = 0
         for key, command in found.items():
+            if self._generation() != seen:  # its id is another command's by now
+                return
             step = self._steps.get(key)
             if step is None:
                 self._steps[key] = _Step(now)
@@ -98,7 +113,7 @@ class OverdueWatch:
     def _try_abort(self, qid: int, command: Overdue) -> bool | None:
         """Whether it was sent; None: that was the end of patience, and the controller was reset."""
         try:
-            if not self._abort(qid, command.cid):
+            if not self._abort(qid, command.cid, self._seen):
                 return False
         except CommandTimeoutError:
             self._give_up(f"the Abort of command {command.cid} of queue {qid}", command)
@@ -110,7 +125,7 @@ class OverdueWatch:
 
     def _give_up(self, what: str, command: Overdue) -> None:
         self.forget()
-        self._reset(f"{what} was not completed after {command.age:.1f} s")
+        self._reset(f"{what} was not completed after {command.age:.1f} s", self._seen)
 
     def _found(self, now: float) -> dict[tuple[int, int, int], Overdue]:
         found = {}
@@ -131,4 +146,7 @@ class OverdueWatch:
         if done != before or not pair.inflight or pair.unreaped:
             self._still[pair.qid] = (done, now)
         elif now - since > self._timeouts.io:
+            if not pair.awaited():  # given up, or ended by a reset and not reaped yet
+                self._still[pair.qid] = (done, now)
+                return
             found[(pair.qid, -1, done)] = Overdue((-1, done), -1, 0, now - since, 0, 0)

@@ -416,6 +416,13 @@ class QueuePair:
             for row in found[0:count]
         ]  # fmt: skip
 
+    def awaited(self) -> bool:
+        """Whether the device owes a completion: what was given up, or ended by a reset, is none.
+
+        Of a pair without timestamps; a look at each tracker, without a lock.
+        """
+        return bool(lib.udrv_qp_overdue(self.c, [1] * 256, ffi.new("struct udrv_overdue *"), 1))
+
     @property
     def unreaped(self) -> int:
         """Completions that lie in the ring; exact while nobody reaps."""

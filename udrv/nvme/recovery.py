@@ -12,21 +12,30 @@ queues are closed, and whoever waits is told why.
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from udrv.errors import ControllerFatalError, ControllerTimeoutError, UdrvError
+from udrv.errors import (
+    ClosedError,
+    ControllerFatalError,
+    ControllerStateError,
+    ControllerTimeoutError,
+    UdrvError,
+)
 from udrv.nvme.pair import CLOSE_SECONDS, QueuePair
 
 #: More resets than this within so many seconds do not help the controller.
 _MOST_RESETS = 5
 _WITHIN_SECONDS = 60.0
 _KEPT = 64
+#: A waiter looks again after this many seconds, should the word that it is over be lost.
+_LOOK_AGAIN = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,72 +80,97 @@ class Resettable(Protocol):
 class Recovery:
     """Resets of one controller, one at a time.
 
-    Parameters
-    ----------
-    settled: called after each reset, in its thread.
-
     Attributes
     ----------
     generation: how many resets began.      history: the last ones that were carried out.
     """
 
-    def __init__(self, device: Resettable, settled: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, device: Resettable) -> None:
         self._device = device
-        self._settled = settled
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._over.set()
         self._thread = 0
+        self._ended = False
+        self._outcome: UdrvError | None = None
         self.generation = 0
         self.history: deque[Reset] = deque(maxlen=_KEPT)
 
     @property
     def under_way(self) -> bool:
         """A reset is being carried out, by another thread."""
-        return not self._over.is_set() and not self.is_mine
+        # the lock, too: one that was interrupted may not have said that it is over
+        return not self._over.is_set() and self._lock.locked() and not self.is_mine
 
     @property
     def is_mine(self) -> bool:
         """A reset is being carried out by this thread."""
-        return self._thread == threading.get_ident()
+        return self._thread == threading.get_ident() and self._lock.locked()
 
     def wait_over(self, timeout: float | None = None) -> None:
         """Return when none is under way, or after `timeout` seconds.
 
         Without a timeout it waits for as long as a reset may take: each of its steps has a bound.
         """
-        if self.under_way:
-            self._over.wait(timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.under_way:
+            left = _LOOK_AGAIN if deadline is None else deadline - time.monotonic()
+            if left <= 0 or self._over.wait(min(left, _LOOK_AGAIN)):
+                return
 
-    def run(self, reason: str) -> None:
+    def require_over(self, timeout: float | None = None) -> None:
+        """As `wait_over`, for who needs a queue: raises where he would wait for himself."""
+        if self.is_mine:  # a signal handler, a finaliser
+            raise ControllerStateError(
+                "this thread resets the controller: it cannot use a queue meanwhile",
+                device=self._device.target, mend="not from a signal handler",
+            )  # fmt: skip
+        self.wait_over(timeout)
+
+    def end(self) -> None:
+        """Wait for one that is under way, and refuse all others: the controller is being closed."""
+        if self.is_mine:
+            self._ended = True
+            return
+        with self._lock:
+            self._ended = True
+
+    def run(self, reason: str, since: int | None = None) -> None:
         """Reset. Raises what went wrong; then the controller has failed, or is gone.
 
-        If another thread is at it, that one is waited for, and nothing else done.
+        If another thread is at it, that one is waited for, and nothing else done but to raise what
+        came of it. Nor if one began after `generation` was `since`.
         """
-        before = self.generation
+        if self.is_mine:
+            self.require_over()
+        joins, before = self.under_way, self.generation if since is None else since
         with self._lock:
-            if self.generation != before:
+            if self._ended:
+                raise ClosedError("the controller is being closed", device=self._device.target)
+            if joins or self.generation != before:
+                if self._outcome is not None:
+                    raise copy.copy(self._outcome)
                 return
-            self._thread = threading.get_ident()
-            self._over.clear()
-            self.generation += 1
             try:
+                self._thread = threading.get_ident()
+                self._over.clear()
+                self.generation += 1
+                self._outcome = None
                 self._reset(reason)
             except UdrvError as error:
+                self._outcome = error
                 self._device.fail(error)
                 raise
             except BaseException as error:  # Ctrl-C at any line: nobody knows how far it came
-                self._device.fail(
-                    ControllerFatalError(
-                        f"a reset was interrupted by {error!r}", device=self._device.target,
-                        mend="close it and open it again",
-                    )
+                self._outcome = ControllerFatalError(
+                    f"a reset was interrupted by {error!r}", device=self._device.target,
+                    mend="close it and open it again",
                 )  # fmt: skip
+                self._device.fail(self._outcome)
                 raise
             finally:
                 self._thread = 0
                 self._over.set()
-        self._settled()
 
     def _reset(self, reason: str) -> None:
         start = time.monotonic_ns()

@@ -226,7 +226,6 @@ TEST(a_lane_steps_aside_and_takes_up_its_command_again)
 	CHECK(udrv_lane_held(l, &r->batch));
 	CHECK_EQ(udrv_qp_halt(r->qp), 0);
 	CHECK_EQ(udrv_lane_wait(l, &r->batch), -UDRV_EHALTED);
-	CHECK_EQ(udrv_lane_give_up(l, &r->batch, 21), -UDRV_EHALTED);
 	CHECK_EQ(udrv_lane_lend(l, 1), -UDRV_EBUSY);
 	CHECK_EQ(reset(r), 1);
 	CHECK_EQ(udrv_lane_wait(l, &r->batch), UDRV_STATUS_ABORTED_BY_HOST);
@@ -236,6 +235,20 @@ TEST(a_lane_steps_aside_and_takes_up_its_command_again)
 	CHECK(!udrv_lane_held(l, &r->batch));	/* nothing was sent */
 	CHECK_EQ(udrv_lane_lend(l, 1), -UDRV_EHALTED);
 	udrv_qp_resume(r->qp);
+
+	/* given up while it stood aside: the next caller's lane is not told of it */
+	CHECK_EQ(udrv_lane_run(l, &r->batch, NVME_CMD_READ, 0, 1), -UDRV_EAGAIN);
+	CHECK_EQ(udrv_qp_halt(r->qp), -UDRV_EBUSY);
+	CHECK_EQ(udrv_lane_wait(l, &r->batch), -UDRV_EHALTED);
+	CHECK_EQ(udrv_lane_give_up(l, &r->batch, 21), 20);
+	CHECK(!udrv_lane_held(l, &r->batch));
+	CHECK_EQ(udrv_qp_slot_inflight(r->qp, 20), 1);
+	CHECK_EQ(reset(r), 1);
+	CHECK_EQ(udrv_lane_run(l, &r->batch, NVME_CMD_READ, 0, 1), -UDRV_EAGAIN);
+	CHECK_EQ(udrv_qp_slot_inflight(r->qp, 20), 0);
+	CHECK_EQ(udrv_lane_give_up(l, &r->batch, 20), 21);
+	CHECK_EQ(udrv_qp_halt(r->qp), 0);
+	CHECK_EQ(reset(r), 0);
 
 	/* given up while it stood aside, and the pair closed for good */
 	CHECK_EQ(udrv_lane_run(l, &r->batch, NVME_CMD_READ, 0, 1), -UDRV_EAGAIN);

@@ -136,10 +136,12 @@ int udrv_lane_give_up(struct udrv_lane *l, const struct udrv_batch *target, uint
 	if (!udrv_lane_held(l, target))
 		return -UDRV_EBUSY;
 	ret = unpark(l);
-	if (ret == -UDRV_EHALTED)
-		return ret;
 	l->batch.slot = slot;
-	if (ret) {	/* closed meanwhile: nobody will be told of anything */
+	if (ret) {
+		/*
+		 * Closed meanwhile: nobody will be told of anything. Or halted, maybe for good: if a reset
+		 * delivers the command yet, finish() knows it by its serial number, as do borrowers.
+		 */
 		l->parked = 0;
 		__atomic_store_n(&l->holder, 0, __ATOMIC_RELAXED);
 		__atomic_store_n(&l->state, UDRV_LANE_FREE, __ATOMIC_RELEASE);

@@ -151,8 +151,6 @@ uint32_t udrv_qp_overdue(const struct udrv_qp *qp, const uint64_t *limits_ns,
 	uint32_t cid, n = 0;
 	uint64_t now;
 
-	if (qp->flags & UDRV_QP_UNTIMED)
-		return 0;
 	for (cid = 0; cid < qp->nr_trackers && n < max; cid++) {
 		const struct udrv_tracker *t = &qp->trackers[cid];
 		/* relaxed: another thread owns the pair; what is torn does not last, see qp.h */
@@ -165,8 +163,8 @@ uint32_t udrv_qp_overdue(const struct udrv_qp *qp, const uint64_t *limits_ns,
 		if (word >> 48 != UDRV_TRACKER_INFLIGHT || !limits_ns[opcode])
 			continue;
 		now = udrv_ticks();
-		age = now > ticks ? udrv_ticks_to_ns(now - ticks) : 0;
-		if (age <= limits_ns[opcode])
+		age = ticks && now > ticks ? udrv_ticks_to_ns(now - ticks) : 0;
+		if (age <= limits_ns[opcode] && !(qp->flags & UDRV_QP_UNTIMED))
 			continue;
 		walk_unreaped(qp, cid, &found);
 		if (found)

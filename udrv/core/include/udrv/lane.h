@@ -68,8 +68,8 @@ int udrv_lane_wait(struct udrv_lane *lane, const struct udrv_batch *target);
 
 /*
  * Let go of a pending lane, by the call that holds it, with the command in flight: it is put into
- * quarantine, and `slot` is for the next one. Return: the old slot, or -UDRV_E* (-UDRV_EHALTED: while
- * the controller is reset; call again).
+ * quarantine, and `slot` is for the next one. While the pair is halted it stays as it is: a reset that
+ * succeeds delivers it to whoever reaps next, which a lane passes over. Return: the old slot, or -UDRV_E*.
  */
 int udrv_lane_give_up(struct udrv_lane *lane, const struct udrv_batch *target, uint16_t slot);
 

@@ -446,7 +446,8 @@ struct udrv_overdue {
 /*
  * Commands in flight for longer than limits_ns[opcode] (0: no limit) whose completion is not in the
  * ring, waiting to be reaped. From any thread, without the owner's exchange: what it finds while the
- * owner is busy may be wrong, so only what two calls find is true. None on an untimed pair.
+ * owner is busy may be wrong, so only what two calls find is true. On an untimed pair, whatever is in
+ * flight and has a limit, with an age of 0.
  * Return: how many were written to `out`, at most max.
  */
 uint32_t udrv_qp_overdue(const struct udrv_qp *qp, const uint64_t *limits_ns,
