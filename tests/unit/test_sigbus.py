@@ -133,3 +133,49 @@ def test_too_many_ranges_are_an_error_and_leave_nothing_mapped() -> None:
     sigbus.watch(address, 4096).close()
     with pytest.raises(ValueError, match="cannot be watched"):
         sigbus.watch(address + 1, 8)
+
+
+def test_a_handler_that_was_put_back_to_an_older_one_is_replaced_again() -> None:
+    """As a second pytest in the same process does: it disables faulthandler, and enables it."""
+    ran = run("""
+faulthandler.enable()
+fd, area = region()
+faulthandler.disable()          # puts back what was there before it: not ours
+faulthandler.enable()
+fd, area = region()
+os.ftruncate(fd, 0)
+assert load(area) == 0xFFFF_FFFF and area.gone
+print("alive", flush=True)
+os.kill(os.getpid(), signal.SIGBUS)
+""")
+    assert (ran.stdout, ran.returncode) == ("alive\n", -signal.SIGBUS), ran.stderr
+    assert "Fatal Python error: Bus error" in ran.stderr
+
+
+def test_an_area_that_is_forgotten_hides_nothing_that_comes_after_it() -> None:
+    before = mapped()
+    fd = os.memfd_create("region")
+    os.ftruncate(fd, 4096)
+    for _ in range(2 * int(lib.UDRV_SIGBUS_RANGES)):  # there would be no room for more
+        UserMappedArea(fd, 0, 0, 4096)
+    os.close(fd)
+    assert mapped() == before
+
+
+def test_a_handler_that_would_give_the_signal_back_for_ever() -> None:
+    """faulthandler over ours, ours over it again: each is the other's previous one."""
+    ran = run("""
+fd, area = region()
+faulthandler.enable()
+fd, area = region()
+os.ftruncate(fd, 0)
+assert load(area) == 0xFFFF_FFFF
+print("alive", flush=True)
+other = os.memfd_create("other")
+os.ftruncate(other, 4096)
+window = mmap.mmap(other, 4096)
+os.ftruncate(other, 0)
+window[0]
+""")
+    assert (ran.stdout, ran.returncode) == ("alive\n", -signal.SIGBUS), ran.stderr
+    assert "Fatal Python error: Bus error" in ran.stderr

@@ -72,6 +72,13 @@ class UserMappedArea:
         self._watch.close()
         self._map.close()
 
+    def __del__(self) -> None:
+        # the mapping goes with its last reference, and others may be put in its place: their faults
+        # must not be hidden
+        watch = getattr(self, "_watch", None)
+        if watch is not None:
+            watch.close()
+
 
 class UserMapper:
     """Maps memory for the server (a `Mapper`); it keeps what is mapped, for `close`."""

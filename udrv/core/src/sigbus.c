@@ -33,6 +33,8 @@ static uintptr_t page_size;
 /* Who had the signal before, and whether that handler was for one signal only, and had it. */
 static struct sigaction previous;
 static uint32_t previous_used;
+/* This thread is inside of the previous handler. */
+static __thread uint32_t passing;
 
 /* --- in the handler ------------------------------------------------------------------------ */
 
@@ -126,10 +128,19 @@ static int is_function(const struct sigaction *action)
 
 static void pass_on(int sig, siginfo_t *info, void *context)
 {
-	if (is_function(&previous))
-		call_previous(sig, info, context);
-	else if (previous.sa_handler == SIG_DFL || info->si_code > 0)
+	/*
+	 * One that was installed after ours, and found beneath it later, may have ours for its own
+	 * previous one, and give the signal back (Python's faulthandler does): then nobody wants it.
+	 */
+	if (is_function(&previous) && passing) {
 		die_of(info);
+	} else if (is_function(&previous)) {
+		passing = 1;
+		call_previous(sig, info, context);
+		passing = 0;
+	} else if (previous.sa_handler == SIG_DFL || info->si_code > 0) {
+		die_of(info);
+	}
 }
 
 static void on_sigbus(int sig, siginfo_t *info, void *context)
@@ -168,15 +179,36 @@ static void install(void)
 				    .sa_flags = SA_SIGINFO | SA_ONSTACK };
 	struct sigaction replaced;
 
-	page_size = (uintptr_t)sysconf(_SC_PAGESIZE);
 	sigemptyset(&action.sa_mask);
 	/* Known before ours can run, in another thread; and once more, should one be quicker. */
 	sigaction(SIGBUS, NULL, &previous);
+	previous_used = 0;
 	/* System calls are interrupted by a SIGBUS that is sent if they were before. */
 	action.sa_flags |= is_function(&previous) ? previous.sa_flags & SA_RESTART : SA_RESTART;
 	sigaction(SIGBUS, &action, &replaced);
 	if (replaced.sa_handler != previous.sa_handler)
 		previous = replaced;
+}
+
+static void set_page_size(void)
+{
+	page_size = (uintptr_t)sysconf(_SC_PAGESIZE);
+}
+
+/* Have ours as the handler, whatever others installed or put back since the last range. */
+static void ensure_installed(void)
+{
+	static uint32_t busy;
+	struct sigaction now;
+
+	sigaction(SIGBUS, NULL, &now);
+	if ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == on_sigbus)
+		return;
+	/* no lock that a forked child could inherit: whoever comes second has it done by the first */
+	if (__atomic_exchange_n(&busy, 1, __ATOMIC_ACQUIRE))
+		return;
+	install();
+	__atomic_store_n(&busy, 0, __ATOMIC_RELEASE);
 }
 
 /* The generation of @r is odd and ours. Then it is even again, and readers believe the rest. */
@@ -195,7 +227,8 @@ int udrv_sigbus_watch(void *start, size_t size)
 	static pthread_once_t once = PTHREAD_ONCE_INIT;
 	const uintptr_t at = (uintptr_t)start;
 
-	pthread_once(&once, install);
+	pthread_once(&once, set_page_size);
+	ensure_installed();
 	if (!size || at & (page_size - 1) || at > UINTPTR_MAX - 2 * page_size ||
 	    size > UINTPTR_MAX - page_size - at)
 		return -EINVAL;

@@ -19,8 +19,9 @@
  *				the kernel does not ignore faults either
  *
  * What it cannot do:
- * - A handler that the program installs later stands before it, and has to pass on in its turn.
- *   Python's faulthandler does not return: enable it before the first device is opened.
+ * - A handler that the program installs later stands before it, until the next range is watched: then
+ *   it comes beneath. Until then it has to pass on in its turn. Python's faulthandler does not:
+ *   enable it before a device is opened.
  * - A thread that blocks SIGBUS is ended by a fault all the same: the kernel forces the signal.
  * - Regions in huge pages: a part of one cannot be replaced, so the signal is passed on.
  *
