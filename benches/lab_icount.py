@@ -200,26 +200,24 @@ def cost_of_a_look(counts: list[Count]) -> float:
     return float(solution[len(depths)])
 
 
-def per_io(runs: list[tuple[int, float, int]]) -> tuple[float, float, float]:
+def per_io(runs: list[tuple[int, float, int]], background: float) -> tuple[float, float, float]:
     """(instructions of an I/O, the same of the round with the least and the most), of one case.
 
-    `runs` are (I/Os, instructions, idle nanoseconds). While a program waits, time goes on: timer
-    ticks, threads of the kernel, a load generator that looks at its clock. How long it waits is the
-    emulator's affair, and so what comes with time is told from what comes with I/Os: least squares
-    over instructions = a * I/Os + b * idle time + c, b from 0 up.
+    `runs` are (I/Os, instructions, idle nanoseconds). While a program waits the kernel goes on
+    (timer ticks); how long it waits is the emulator's affair. So what the kernel executes with
+    nobody there, `background` instructions a nanosecond, is left out. (How it grows with idle time
+    cannot be told from the runs themselves: who does more I/Os waits longer.)
     """
-    rows = np.array([(ios, idle, 1) for ios, _, idle in runs], float)
-    taken = np.array([t for _, t, _ in runs])
-    of_idle = max(0.0, float(np.linalg.lstsq(rows, taken, None)[0][1]))
-    taken = taken - of_idle * rows[:, 1]
-    few, many = rows[:, 0].min(), rows[:, 0].max()
-    short, long = taken[rows[:, 0] == few], taken[rows[:, 0] == many]
+    taken = np.array([taken - background * idle for _, taken, idle in runs])
+    ios = np.array([n for n, _, _ in runs])
+    few, many = ios.min(), ios.max()
+    short, long = taken[ios == few], taken[ios == many]
     rounds = (long - short) / (many - few)
     middle = (np.median(long) - np.median(short)) / (many - few)
     return float(middle), float(rounds.min()), float(rounds.max())
 
 
-def figures_of(counts: list[Count]) -> list[Figure]:
+def figures_of(counts: list[Count], background: float = 0.0) -> list[Figure]:
     """What an I/O takes, by case: looks in vain and what comes with time are left out."""
     looks = {case: cost_of_a_look([c for c in counts if c.case == case]) for case in
              {c.case for c in counts}}  # fmt: skip
@@ -229,7 +227,7 @@ def figures_of(counts: list[Count]) -> list[Figure]:
     found = []
     for (case, transport, depth, wait), runs in groups.items():
         middle, low, high = per_io(
-            [(c.ios, c.taken - c.looks * looks[c.case], c.idle) for c in runs]
+            [(c.ios, c.taken - c.looks * looks[c.case], c.idle) for c in runs], background
         )
         spinning = statistics.median(c.looks * looks[c.case] / c.ios for c in runs)
         found.append(Figure(
@@ -333,7 +331,7 @@ def measure(ios: int, rounds: int, with_profile: bool) -> dict[str, Any]:
             case: cost_of_a_look([c for c in found if c.case == case])
             for case in dict.fromkeys(c.case for c in found if c.looks)
         },
-        "figures": [asdict(figure) for figure in figures_of(found)],
+        "figures": [asdict(figure) for figure in figures_of(found, background)],
         "profiles": profiles(bdf) if with_profile and shutil.which("perf") else {},
     }  # fmt: skip
 
@@ -388,10 +386,11 @@ def section(measured: dict[str, Any]) -> list[str]:
         + ", ".join(f"{n:,.0f} ({case})" for case, n in measured["looks"].items())
         + " instructions (least squares over all its polled runs); what it looked in vain was "
         "subtracted, and stands in the last column.",
-        "- What comes with time and not with I/Os (timer ticks, a load generator's look at the "
-        "clock) is told apart by how long the runs were idle, and left out. With `?iopoll=1` the "
-        "kernel looks for completions, and how often nobody says: its row has all that is executed "
-        "while the device works.",
+        "- What the kernel executes with nobody there is left out of the time that runs were idle. "
+        "A load generator that looks at its clock while it waits (fio) is not excused: at depth 1, "
+        "by interrupt, figures spread with how long the emulator lets it wait. With `?iopoll=1` "
+        "the kernel looks for completions, and how often nobody says: its row has all that is "
+        "executed while the device works.",
         "- Batches are the device's: what completed together is reaped and submitted together, "
         "and an emulated CPU is slow beside its device, so that at depth 32 many do.",
         "- A read that is waited for asleep costs an interrupt, a wake-up and two switches, "

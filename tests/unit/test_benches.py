@@ -126,13 +126,13 @@ def test_looks_in_vain_are_told_from_the_ios_they_waited_for() -> None:
     assert [f.instructions_per_io for f in lab_icount.figures_of(counts)] == [1600, 480]
 
 
-def test_what_comes_with_time_is_told_from_what_comes_with_ios() -> None:
+def test_what_the_kernel_does_with_nobody_there_is_left_out() -> None:
     counts = [
         lab_icount.Count("fio", "io_uring-cmd", 1, "interrupt", ios,
                          4_000 + 15 * ios + idle // 100, idle)
         for ios, idle in ((100, 40_000), (300, 990_000), (100, 90_000), (300, 50_000))
     ]  # fmt: skip
-    (figure,) = lab_icount.figures_of(counts)
+    (figure,) = lab_icount.figures_of(counts, background=0.01)
     assert (figure.instructions_per_io, figure.low, figure.high) == (15, 15, 15)
 
 
