@@ -114,9 +114,9 @@ NOTES = {
         "call instead of two, and no eventfd beside it. What is left above the bare loop: a time "
         "limit for each sleep (a timer armed and cancelled), eight looks at the clock (vDSO calls "
         "here, a TSC read on a real machine), checks, trackers, histograms. By CPU time of the "
-        "job's thread, which leaves interrupts out, it is below 0.8 (`lab_table.py`). Polling before "
-        "sleeping (`--wait hybrid`) was counted too: it costs more where the device takes longer "
-        "than it polls, as an emulated one does."
+        "job's thread, which leaves interrupts out, it is below 0.8 (`lab_table.py`). Polling "
+        "before sleeping (`--wait hybrid`) was counted too: it costs more where the device takes "
+        "longer than it polls, as an emulated one does."
     ),
     "VFIO, interrupt, depth 1": (
         "The driver's own part is the polled figure; the rest is a read that is waited for asleep: "
