@@ -66,7 +66,7 @@ def port(servers: dict[int, SoftServer]) -> Iterator[Path]:
 def test_faults_are_loaded_counted_and_cleared(
     servers: dict[int, SoftServer], port: Path
 ) -> None:
-    media = fault("status", sc=0x81, sct=2, opcodes="read")
+    media = fault("status", sc=0x81, sct=2, dnr=True, opcodes="read")
     script = Script((media, fault("late", us=1, opcodes="write")))
     with SoftPort(device("soft0"), port) as soft, ExitStack() as stack:
         assert soft.add(script) == [1, 2]

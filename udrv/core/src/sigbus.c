@@ -33,8 +33,8 @@ static uintptr_t page_size;
 /* Who had the signal before, and whether that handler was for one signal only, and had it. */
 static struct sigaction previous;
 static uint32_t previous_used;
-/* This thread is inside of the previous handler. */
-static __thread uint32_t passing;
+/* This thread is inside of the previous handler. Static TLS: no call, and nothing to allocate. */
+static __thread uint32_t passing __attribute__((tls_model("initial-exec")));
 
 /* --- in the handler ------------------------------------------------------------------------ */
 
