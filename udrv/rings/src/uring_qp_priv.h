@@ -2,7 +2,8 @@
 /*
  * uring_qp_priv.h - what the files of a queue over io_uring share, and nobody else needs.
  *
- *   uring_qp.c		posting, handing over, completion
+ *   uring_qp.c		posting, handing over
+ *   uring_qp_reap.c	completion
  *   uring_qp_state.c	set-up, tables, quarantine, the end
  *   uring_qp_wait.c	io_uring_enter(2), polling and sleeping
  */

@@ -458,46 +458,16 @@ uint16_t soft_answer(struct udrv_soft *c, const struct nv_sqe *cmd, const void *
 		     uint32_t len);
 uint16_t soft_fetch(struct udrv_soft *c, const struct nv_sqe *cmd, void *data, uint32_t len);
 
-/* --- media.c ------------------------------------------------------------------------------- */
-
-int soft_media_open(struct soft_media *m, const struct udrv_soft_ns *ns);
-void soft_media_close(struct soft_media *m);
-bool soft_media_sync(struct soft_media *m);
-bool soft_sync_all(struct udrv_soft *c);
-
-/**
- * soft_media_io() - move what c->segment points to, to or from byte @at of the media
- * @durable:	a write that is on stable media when this returns
- * The range was checked. Return: NV_OK, or a status.
- */
-uint16_t soft_media_io(struct udrv_soft *c, struct soft_media *m, uint64_t at, bool write,
-		       bool durable);
-
-/* soft_media_zero() - @len bytes from byte @at read as zeroes from now on; @give_back: free them */
-uint16_t soft_media_zero(struct soft_media *m, uint64_t at, uint64_t len, bool give_back);
-
-/* soft_media_erase() - all data and metadata, and what is known of bad blocks, is gone */
-bool soft_media_erase(struct soft_media *m);
-
-/* soft_media_metadata() - make room for metadata of m->ms bytes a block, as if never written */
-bool soft_media_metadata(struct soft_media *m);
-
-/* soft_media_bad() - mark blocks as unreadable, or not; false: no memory for the map */
-bool soft_media_bad(struct soft_media *m, uint64_t slba, uint64_t blocks, bool bad);
-bool soft_media_any_bad(const struct soft_media *m, uint64_t slba, uint64_t blocks);
-bool soft_media_first_bad(const struct soft_media *m, uint64_t *lba);
-
 static inline bool soft_ns_allocated(const struct udrv_soft *c, uint32_t nsid)
 {
 	return nsid - 1 < UDRV_SOFT_MAX_NS && c->media[nsid - 1].allocated;
 }
 
-/* soft_media_flip() - change one bit behind everybody's back */
-void soft_media_flip(struct soft_media *m, uint64_t at, uint32_t bit);
-
 static inline bool soft_ns_active(const struct udrv_soft *c, uint32_t nsid)
 {
 	return nsid - 1 < UDRV_SOFT_MAX_NS && c->media[nsid - 1].attached;
 }
+
+#include "media.h"
 
 #endif /* UDRV_SOFT_CTRL_H */
